@@ -1,0 +1,90 @@
+"""Action distributions: categorical, several categoricals at once, and a diagonal Gaussian.
+
+Shapes: N rows, A choices, K action components.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# Stands in for -inf where a probability of 0 is multiplied by its logarithm: 0 · -inf would be nan.
+LOG_ZERO = -1e30
+
+
+class ActionDistribution(Protocol):
+    """log_probs: ``(N, A)`` of all choices; ``(N, 0)`` where there are uncountably many."""
+
+    log_probs: Tensor
+
+    def sample(self) -> Tensor:
+        """Actions ``(N, …)``, int32 or float32, drawn with torch's default generator."""
+        ...
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """``(N,)``"""
+        ...
+
+    def entropy(self) -> Tensor:
+        """``(N,)``"""
+        ...
+
+
+class Categorical:
+    """One of A choices. logits ``(N, A)`` float32; a logit of -inf is never drawn."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.log_probs = torch.log_softmax(logits, dim=-1)
+
+    def sample(self) -> Tensor:
+        # The first of A exponential clocks with rates p rings for choice a with probability p_a.
+        clocks = torch.empty_like(self.log_probs).exponential_()
+        return (self.log_probs.detach().exp() / clocks).argmax(dim=-1).to(torch.int32)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return self.log_probs.gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        return -(self.log_probs.exp() * self.log_probs.clamp_min(LOG_ZERO)).sum(dim=-1)
+
+
+class MultiCategorical:
+    """Independent choices: component k has ``sizes[k]`` of the logits ``(N, Σ sizes)``; actions ``(N, K)``."""
+
+    def __init__(self, logits: Tensor, sizes: Sequence[int]) -> None:
+        self.parts = [Categorical(part) for part in logits.split(list(sizes), dim=-1)]
+        self.log_probs = torch.cat([part.log_probs for part in self.parts], dim=-1)
+
+    def sample(self) -> Tensor:
+        return torch.stack([part.sample() for part in self.parts], dim=-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        chosen = [part.log_prob(action[..., k]) for k, part in enumerate(self.parts)]
+        return torch.stack(chosen).sum(dim=0)
+
+    def entropy(self) -> Tensor:
+        return torch.stack([part.entropy() for part in self.parts]).sum(dim=0)
+
+
+class DiagonalGaussian:
+    """K independent normals. mean ``(N, K)``, log_std ``(K,)``; densities are of the action before any clipping."""
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        self.mean = mean
+        self.log_std = log_std.expand_as(mean)
+        self.log_probs = mean.new_empty((mean.shape[0], 0))
+
+    def sample(self) -> Tensor:
+        noise = torch.randn_like(self.mean)
+        return (self.mean + self.log_std.exp() * noise).detach()
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        z = (action - self.mean) / self.log_std.exp()
+        return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+    def entropy(self) -> Tensor:
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=-1)

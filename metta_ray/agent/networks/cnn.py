@@ -1,0 +1,166 @@
+"""Convolutions, then linear layers: the architectures ``default``, ``fast`` and ``light``.
+
+Letters: N rows, C channels, K places of the sparse token box, O output channels, Q positions of the first kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from metta_ray.agent.agent_config import AgentConfig
+from metta_ray.agent.networks.layers import ACTIVATIONS, HIDDEN_GAIN, initialise, linear_stack
+from metta_ray.agent.networks.registry import register_network
+from metta_ray.agent.token_encoder import SparseBox, TokenEncoder, compute_dtype, sum_of_rows
+from metta_ray.common.errors import ConfigError
+from metta_ray.envs.env_spec import EnvSpec
+
+# Up to this many kernel positions the first convolution is faster as a sum of weight rows over filled tokens:
+# its table has Q · O columns, of which a token needs at most ⌈kernel / stride⌉² · O.
+MAX_GATHER_POSITIONS = 16
+
+
+def build_cnn(spec: EnvSpec, config: AgentConfig) -> nn.Module:
+    if not config.conv_channels:
+        raise ConfigError(f"conv_channels=() leaves {config.architecture!r} without a convolution; use 'mlp'")
+    if spec.vocabulary is not None:
+        return TokenCnn(spec, config)
+    if len(spec.obs_shape) == 3:
+        return ImageCnn(spec, config)
+    raise ConfigError(
+        f"architecture={config.architecture!r} needs tokens or an image, but {spec.name} observes "
+        f"{spec.observation_space}; use architecture='mlp'"
+    )
+
+
+for _name in ("default", "fast", "light"):
+    register_network(_name)(build_cnn)
+
+
+def padding_to_fit(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """Zeros before and after an axis so that kernels cover all of it: at least ``padding`` on both sides."""
+    room = size + 2 * padding - kernel
+    missing = -room if room < 0 else -room % stride
+    return padding + missing // 2, padding + missing - missing // 2
+
+
+class ConvStack(nn.Module):
+    """Convolutions with activations, flattened, then linear layers: ``(N, C, height, width)`` → ``(N, size)``."""
+
+    def __init__(self, channels: int, height: int, width: int, config: AgentConfig) -> None:
+        super().__init__()
+        orthogonal = config.initialisation == "orthogonal"
+        self.convs = nn.ModuleList()
+        self.paddings: list[list[int]] = []
+        self.sizes = [(height, width)]
+        shapes = zip(
+            config.conv_channels, config.conv_kernels, config.conv_strides, config.conv_paddings, strict=True
+        )
+        for outputs, kernel, stride, padding in shapes:
+            conv = nn.Conv2d(channels, outputs, kernel, stride)
+            if orthogonal:
+                initialise(conv, HIDDEN_GAIN)
+            top, bottom = padding_to_fit(height, kernel, stride, padding)
+            left, right = padding_to_fit(width, kernel, stride, padding)
+            self.convs.append(conv)
+            self.paddings.append([left, right, top, bottom])
+            channels = outputs
+            height = (height + top + bottom - kernel) // stride + 1
+            width = (width + left + right - kernel) // stride + 1
+            self.sizes.append((height, width))
+        self.activation = ACTIVATIONS[config.activation]()
+        self.flat_size = channels * height * width
+        self.linear = linear_stack(
+            self.flat_size, config.hidden_sizes, config.activation, orthogonal=orthogonal
+        )
+        self.feature_size = config.hidden_sizes[-1] if config.hidden_sizes else self.flat_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.after_first(self.convolve(0, image))
+
+    def after_first(self, image: Tensor) -> Tensor:
+        """The rest, from the first convolution's output (before its activation)."""
+        image = self.activation(image)
+        for layer in range(1, len(self.convs)):
+            image = self.activation(self.convolve(layer, image))
+        # Flattened channels last, which is how the box and hence every map lies in memory: a view, not a copy.
+        features: Tensor = self.linear(image.permute(0, 2, 3, 1).flatten(1))
+        return features
+
+    def convolve(self, layer: int, image: Tensor) -> Tensor:
+        left, right, top, bottom = self.paddings[layer]
+        conv = self.convs[layer]
+        assert isinstance(conv, nn.Conv2d)
+        if left == right and top == bottom:
+            return nn.functional.conv2d(image, conv.weight, conv.bias, conv.stride, (top, left))
+        padded: Tensor = conv(nn.functional.pad(image, self.paddings[layer]))
+        return padded
+
+
+class ImageCnn(nn.Module):
+    """Images ``(height, width, C)`` or ``(C, height, width)``, told apart by the shorter axis; bytes become [0, 1]."""
+
+    def __init__(self, spec: EnvSpec, config: AgentConfig) -> None:
+        super().__init__()
+        shape = spec.obs_shape
+        self.is_channels_last = shape[2] < shape[0]
+        height, width, channels = shape if self.is_channels_last else (*shape[1:], shape[0])
+        self.scale = 1 / 255 if spec.obs_dtype.kind in "ui" else 1.0
+        self.stack = ConvStack(channels, height, width, config)
+        self.feature_size = self.stack.feature_size
+
+    def forward(self, obs: Tensor) -> Tensor:
+        image = obs.permute(0, 3, 1, 2) if self.is_channels_last else obs
+        features: Tensor = self.stack(image.float() * self.scale)
+        return features
+
+
+class TokenCnn(nn.Module):
+    """Tokens → box → convolutions and linear layers; the globals join at the end."""
+
+    def __init__(self, spec: EnvSpec, config: AgentConfig) -> None:
+        super().__init__()
+        self.tokens = TokenEncoder(spec, last_action_token=config.last_action_token)
+        self.stack = ConvStack(self.tokens.num_channels, self.tokens.height, self.tokens.width, config)
+        self.feature_size = self.stack.feature_size + self.tokens.num_scalars
+        rows, columns = self.stack.sizes[1]
+        can_gather = rows * columns <= MAX_GATHER_POSITIONS
+        self.gathers = can_gather if config.gather_conv is None else config.gather_conv
+
+    def forward(self, obs: Tensor) -> Tensor:
+        box = self.tokens(obs)
+        first = self.gathered_first(box) if self.gathers else self.dense_first(box)
+        features: Tensor = self.stack.after_first(first)
+        return torch.cat([features, box.scalars.to(features.dtype)], dim=1)
+
+    def dense_first(self, box: SparseBox) -> Tensor:
+        return self.stack.convolve(0, self.tokens.dense_box(box, compute_dtype(box.value)))
+
+    def gathered_first(self, box: SparseBox) -> Tensor:
+        """The same numbers without a dense box: ``(N, O, rows, columns)``."""
+        conv = self.stack.convs[0]
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        rows, columns = self.stack.sizes[1]
+        flat = sum_of_rows(self.conv_table(conv), box.place, box.value)
+        image = flat.view(-1, rows, columns, conv.out_channels) + conv.bias.to(flat.dtype)
+        return image.permute(0, 3, 1, 2)
+
+    def conv_table(self, conv: nn.Conv2d) -> Tensor:
+        """``(K, Q · O)``: what a 1 at each place adds to every output of the first convolution."""
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        left, right, top, bottom = self.stack.paddings[0]
+        height, width = self.tokens.height, self.tokens.width
+        rows, columns = self.stack.sizes[1]
+        table = torch.zeros(
+            (height + top + bottom, width + left + right, conv.in_channels, rows, columns, conv.out_channels),
+            dtype=compute_dtype(conv.weight),
+            device=conv.weight.device,
+        )
+        weight = conv.weight.permute(2, 3, 1, 0)
+        for row in range(rows):
+            for column in range(columns):
+                y, x = row * stride, column * stride
+                table[y : y + kernel, x : x + kernel, :, row, column] = weight
+        inside = table[top : top + height, left : left + width]
+        return inside.reshape(self.tokens.num_places, -1)

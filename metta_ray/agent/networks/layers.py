@@ -1,0 +1,79 @@
+"""Pieces that several networks share: activations, initialisation, stacks of linear layers, sparse layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from metta_ray.agent.agent_config import Activation
+from metta_ray.agent.token_encoder import SparseBox, sum_of_rows
+
+HIDDEN_GAIN = math.sqrt(2)
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+}
+
+
+def initialise(layer: nn.Linear | nn.Conv2d, gain: float) -> None:
+    """Orthogonal weights of this gain, biases 0."""
+    nn.init.orthogonal_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def linear_stack(
+    input_size: int, sizes: Sequence[int], activation: Activation, *, orthogonal: bool = True
+) -> nn.Sequential:
+    """Linear layers, each with the activation after it; with no sizes the identity."""
+    layers: list[nn.Module] = []
+    for size in sizes:
+        layer = nn.Linear(input_size, size)
+        if orthogonal:
+            initialise(layer, HIDDEN_GAIN)
+        layers += [layer, ACTIVATIONS[activation]()]
+        input_size = size
+    return nn.Sequential(*layers)
+
+
+def head(
+    input_size: int, hidden_sizes: Sequence[int], activation: Activation, outputs: int, gain: float | None
+) -> nn.Sequential:
+    """Hidden layers and a last linear one without activation; ``gain`` None leaves torch's initialisation."""
+    stack = linear_stack(input_size, hidden_sizes, activation, orthogonal=gain is not None)
+    last = nn.Linear(hidden_sizes[-1] if hidden_sizes else input_size, outputs)
+    if gain is not None:
+        initialise(last, gain)
+    return stack.append(last)
+
+
+class SparseLinear(nn.Module):
+    """A linear layer on a sparse box and its globals: reads only the rows of filled places.
+
+    weight ``(K + G, O)``: one row per place, then one per global.
+    """
+
+    def __init__(self, places: int, scalars: int, outputs: int, *, orthogonal: bool = True) -> None:
+        super().__init__()
+        self.places = places
+        self.weight = nn.Parameter(torch.empty(places + scalars, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        if orthogonal:
+            nn.init.orthogonal_(self.weight, HIDDEN_GAIN)
+        else:
+            nn.init.kaiming_uniform_(self.weight.data.t(), a=math.sqrt(5))
+
+    def forward(self, box: SparseBox) -> Tensor:
+        """``(N, O)``"""
+        from_box = sum_of_rows(self.weight[: self.places], box.place, box.value)
+        return from_box + torch.addmm(self.bias, box.scalars, self.weight[self.places :])
+
+    def forward_dense(self, flat_box: Tensor, scalars: Tensor) -> Tensor:
+        """The same from a dense ``(N, K)`` box."""
+        return torch.addmm(self.bias, torch.cat([flat_box, scalars], dim=1), self.weight)

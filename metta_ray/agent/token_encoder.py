@@ -1,0 +1,151 @@
+"""Token observations ``(N, W, 3)`` uint8 as a sparse box of cells × channels and a vector of globals.
+
+Letters: N rows, W tokens, C channels, P cells (height · width), K = P · C places in the box, G globals, O outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from metta_ray.agent.vocabulary import token_layout
+from metta_ray.envs.env_spec import EnvSpec
+
+GLOBAL_LOCATION = 0xFE
+PADDING = 0xFF
+
+
+class SparseBox(NamedTuple):
+    """Filled places only; entries for the same place add up.
+
+    place: int32 ``(N, W)`` in ``[0, K)``, cell · C + channel. value: float32 ``(N, W)``, 0 where the token does
+    not count. scalars: float32 ``(N, G)``.
+    """
+
+    place: Tensor
+    value: Tensor
+    scalars: Tensor
+
+
+class TokenEncoder(nn.Module):
+    """The look-up from bytes to a sparse box. It has no parameters, and its tables are not part of the weights."""
+
+    channel: Tensor
+    channel_value: Tensor
+    scalar: Tensor
+    scalar_value: Tensor
+    cell: Tensor
+    is_inside: Tensor
+
+    def __init__(self, spec: EnvSpec, *, last_action_token: bool = True) -> None:
+        super().__init__()
+        assert spec.vocabulary is not None, f"{spec.name} has no token observations"
+        vocabulary = spec.vocabulary
+        layout = token_layout(vocabulary, spec.action_names, last_action_token=last_action_token)
+        self.channels, self.scalars = layout.channels, layout.scalars
+        self.height, self.width = vocabulary.height, vocabulary.width
+        self.num_channels, self.num_scalars = max(1, len(layout.channels)), len(layout.scalars)
+        self.num_places = self.height * self.width * self.num_channels
+        for name in ("channel", "channel_value", "scalar", "scalar_value"):
+            self.register_buffer(name, torch.from_numpy(getattr(layout, name)), persistent=False)
+        cell = torch.zeros(256, dtype=torch.int32)
+        is_inside = torch.zeros(256)
+        for row in range(self.height):
+            for column in range(self.width):
+                cell[row << 4 | column] = (row * self.width + column) * self.num_channels
+                is_inside[row << 4 | column] = 1.0
+        self.register_buffer("cell", cell, persistent=False)
+        self.register_buffer("is_inside", is_inside, persistent=False)
+
+    def forward(self, obs: Tensor) -> SparseBox:
+        location, feature, number = obs[:, : used_tokens(obs)].permute(2, 0, 1).int()
+        pair = torch.add(number, feature, alpha=256)
+        place = _looked_up(self.cell, location) + _looked_up(self.channel, pair)
+        value = _looked_up(self.is_inside, location) * _looked_up(self.channel_value, pair)
+        return SparseBox(place, value, self._scalars(location, pair))
+
+    def _scalars(self, location: Tensor, pair: Tensor) -> Tensor:
+        scalars = torch.zeros(len(pair), self.num_scalars, device=pair.device)
+        is_global = location == GLOBAL_LOCATION
+        columns = is_global.any(dim=0).nonzero()
+        if self.num_scalars and len(columns):
+            # Globals come first: a few columns hold them all.
+            few = slice(0, int(columns[-1]) + 1)
+            amounts = _looked_up(self.scalar_value, pair[:, few]) * is_global[:, few]
+            scalars.scatter_add_(1, _looked_up(self.scalar, pair[:, few]).long(), amounts)
+        return scalars
+
+    def dense_box(self, box: SparseBox, dtype: torch.dtype = torch.float32) -> Tensor:
+        """``(N, C, height, width)``, channels last in memory."""
+        rows = len(box.place)
+        flat = torch.zeros(rows, self.num_places, dtype=dtype, device=box.place.device)
+        flat.scatter_add_(1, box.place.long(), box.value.to(dtype))
+        return flat.view(rows, self.height, self.width, self.num_channels).permute(0, 3, 1, 2)
+
+
+def used_tokens(obs: Tensor) -> int:
+    """Length of the longest filled prefix in ``(N, W, 3)``, at least 1.
+
+    Tokens are packed to the front, so a column is all padding if and only if the later ones are: bisection.
+    """
+    low, high = 1, max(1, obs.shape[1])
+    while low < high:
+        middle = (low + high) // 2
+        if bool((obs[:, middle, 0] != PADDING).any()):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _looked_up(table: Tensor, index: Tensor) -> Tensor:
+    """``table[index]`` for a table with one axis; index_select is several times faster than indexing."""
+    return table.index_select(0, index.reshape(-1)).view(index.shape)
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """What autocast would compute in on this tensor's device."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+
+
+def sum_of_rows(table: Tensor, place: Tensor, value: Tensor) -> Tensor:
+    """``Σ_w value[n, w] · table[place[n, w]]``: ``(N, O)`` from a table ``(K, O)``; a sparse box times a matrix.
+
+    Differentiable in the table only. Computes in autocast's type.
+    """
+    summed: Tensor = _SumOfRows.apply(table.to(compute_dtype(table)), place, value)
+    return summed
+
+
+class _SumOfRows(torch.autograd.Function):
+    """Forward and backward are both embedding bags: the gradient of a table row is the sum of the output
+    gradients of the rows that used it, so it needs the entries sorted by place. (torch's own backward of the bag
+    adds row by row: 10.5 ms against 2.8 ms for 4096 observations of 33 tokens and 288 columns, and in bfloat16 it
+    accumulates in bfloat16.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, place: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(place, value)
+        ctx.places = len(table)
+        return nn.functional.embedding_bag(place, table, per_sample_weights=value.to(table.dtype), mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        place, value = ctx.saved_tensors
+        short = torch.int16 if ctx.places < 2**15 else torch.int32  # fewer bytes sort faster
+        by_place, entry = place.flatten().to(short).sort()
+        start = torch.searchsorted(by_place, torch.arange(ctx.places, dtype=short, device=place.device))
+        table_gradient = nn.functional.embedding_bag(
+            entry // place.shape[1],
+            gradient.contiguous(),
+            start,
+            per_sample_weights=value.flatten().index_select(0, entry).to(gradient.dtype),
+            mode="sum",
+        )
+        return table_gradient, None, None

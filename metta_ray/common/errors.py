@@ -1,0 +1,55 @@
+"""The package's exceptions.
+
+    MettaRayError
+    ├── ConfigError (ValueError)        a setting that cannot work; raised before anything starts
+    ├── EnvironmentFault (RuntimeError) an environment, or the process that runs it, failed
+    │   └── EngineFault                 the engine of one environment failed; the environment is rebuilt
+    ├── UsageError (RuntimeError)       functions called in an order that makes no sense (recv, recv)
+    ├── CheckpointError (RuntimeError)  a checkpoint or policy file is missing, damaged or not of this format
+    │   └── PolicyMissingError (ValueError)  no policy matches what was asked for
+    ├── PolicyMismatchError (ValueError) a policy does not fit the environment or the weights
+    ├── RunDirectoryInUse (RuntimeError) another live process writes to this run directory
+    └── TrainingDiverged (RuntimeError) several updates in a row were not finite
+
+Every message names the thing, its value and the remedy.
+"""
+
+
+class MettaRayError(Exception):
+    """Base of all errors this package raises on purpose."""
+
+
+class ConfigError(MettaRayError, ValueError):
+    """A setting that cannot work."""
+
+
+class EnvironmentFault(MettaRayError, RuntimeError):
+    """An environment, or the process that runs it, failed."""
+
+
+class EngineFault(EnvironmentFault):
+    """The engine of one environment failed; its world can no longer be stepped."""
+
+
+class UsageError(MettaRayError, RuntimeError):
+    """Functions were called in an order that makes no sense."""
+
+
+class CheckpointError(MettaRayError, RuntimeError):
+    """A checkpoint or policy file is missing, damaged or not of this format."""
+
+
+class PolicyMissingError(CheckpointError, ValueError):
+    """No policy matches what was asked for."""
+
+
+class PolicyMismatchError(MettaRayError, ValueError):
+    """A policy does not fit the environment or the weights it is given."""
+
+
+class RunDirectoryInUse(MettaRayError, RuntimeError):  # noqa: N818 - reads as the fact it states
+    """Another live process writes to this run directory."""
+
+
+class TrainingDiverged(MettaRayError, RuntimeError):  # noqa: N818 - reads as the fact it states
+    """Several updates in a row were not finite."""

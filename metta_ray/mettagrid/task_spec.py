@@ -1,0 +1,101 @@
+"""One concrete MettaGrid task as plain scalars: what travels between processes and names a task.
+
+Engine configurations are built from it where the environment runs. They never travel as JSON, because the
+engine's own JSON round trip changes capped rewards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+STYLES = ("balanced", "sparse", "dense", "maze", "cylinder-world")
+SIZES = {"small": 20, "medium": 40, "large": 70}
+# "terrain_maps_nohearts" was a set of ready-made maps that was never published: here, medium rooms, each of a
+# random style.
+MIXED_TERRAIN = "terrain_maps_nohearts"
+TERRAINS = (
+    MIXED_TERRAIN,
+    *(f"varied_terrain/{style}_{size}" for style in STYLES for size in ("large", "medium", "small")),
+)
+
+Kind = Literal["navigation", "arena", "tmaze", "sequence", "smoke"]
+
+
+class TaskSpec(BaseModel):
+    """A task of one kind; fields that a kind does not use keep their defaults.
+
+    kind: ``navigation`` (reach altars, one heart each), ``arena`` (ore → battery → heart, combat), ``tmaze``
+        (a cue at the start tells which arm pays), ``sequence`` (the arena's chain, one per room, no combat),
+        ``smoke`` (one altar in a 5×5 room, without limit).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind = "navigation"
+    num_agents: int = Field(default=4, ge=1, le=255)
+    max_steps: int = Field(default=1000, ge=1, description="env steps per episode; the end is a truncation")
+    window: int = Field(default=11, ge=3, le=15, description="side of the observed square in cells; odd")
+    terrain: str = Field(default="varied_terrain/balanced_medium", description="style and size of rooms")
+    width: int | None = Field(
+        default=None, ge=5, le=200, description="room width in cells instead of the terrain's"
+    )
+    height: int | None = Field(
+        default=None, ge=5, le=200, description="room height in cells instead of the terrain's"
+    )
+    shared_room: bool = Field(default=False, description="all agents in one room instead of a room for each")
+    altars: int = Field(default=8, ge=1, le=64, description="altars per room")
+    wrong_altar_reward: float = Field(default=-0.5, description="tmaze: reward of the wrong arm")
+    line_of_sight: bool = Field(default=False, description="walls hide what is behind them")
+    map_seed: tuple[int, ...] | None = Field(
+        default=None, description="always this map, not a new one per episode"
+    )
+
+    @field_validator("window")
+    @classmethod
+    def _window_is_odd(cls, window: int) -> int:
+        if window % 2 == 0:
+            raise ValueError(f"window={window} has no centre cell; nearest: {window - 1} or {window + 1}")
+        return window
+
+    @field_validator("terrain")
+    @classmethod
+    def _terrain_is_known(cls, terrain: str) -> str:
+        if terrain not in TERRAINS:
+            raise ValueError(f"terrain={terrain!r} is unknown; known: {', '.join(TERRAINS)}")
+        return terrain
+
+    @classmethod
+    def standard(cls, kind: Kind, **changes: Any) -> TaskSpec:
+        """The usual task of a kind (the one that a bare ``mettagrid:<kind>`` means), with fields changed."""
+        return cls.model_validate({"kind": kind, **_STANDARD[kind], **changes})
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits that name this task everywhere."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+_STANDARD: dict[Kind, dict[str, Any]] = {
+    "navigation": {},
+    "arena": {"num_agents": 24},
+    "tmaze": {"num_agents": 1, "max_steps": 60, "window": 5},
+    "sequence": {"terrain": "varied_terrain/sparse_small"},
+    "smoke": {"num_agents": 1, "max_steps": 32, "window": 5},
+}
+
+
+@dataclass(frozen=True)
+class FixedTask:
+    """A task template that always draws the same task."""
+
+    spec: TaskSpec
+    task_id: str
+
+    def draw(self, rng: np.random.Generator) -> TaskSpec:
+        del rng
+        return self.spec

@@ -1,0 +1,73 @@
+"""What a person sees of a training: one understandable line per epoch, and the same numbers in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from metta_ray.common.profiling.stopwatch import Stopwatch
+
+PHASES = {"environment": "_rollout.env", "inference": "_rollout.inference", "training": "_train"}
+BAR_WIDTH = 20
+
+
+class MetricsLog:
+    """Appends one JSON object per epoch to ``metrics.jsonl`` of a run.
+
+    On resume, ``keep_until_epoch`` drops lines of epochs that were trained but not saved before the stop.
+    """
+
+    def __init__(self, run_dir: str | Path, *, keep_until_epoch: int | None = None):
+        self.path = Path(run_dir) / "metrics.jsonl"
+        if keep_until_epoch is not None and self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _epoch_of(line) <= keep_until_epoch]
+            self.path.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, **metrics: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(metrics, default=float) + "\n")
+
+
+class EpochProgress:
+    """Times one epoch after another and describes it.
+
+    Shares are of the epoch's wall time; what is not environment, inference or training is ``other``.
+    """
+
+    def __init__(self, timer: Stopwatch, total_timesteps: int):
+        self._timer = timer
+        self._total = total_timesteps
+        self._lap = self._elapsed()
+
+    def lap(self, agent_steps: int) -> dict[str, float]:
+        """``agent_steps_per_second`` and the share of each phase since the last call."""
+        now = self._elapsed()
+        seconds = {name: now[name] - self._lap[name] for name in now}
+        self._lap = now
+        wall = max(seconds.pop("wall"), 1e-9)
+        shares = {f"share/{name}": spent / wall for name, spent in seconds.items()}
+        shares["share/other"] = max(0.0, 1.0 - sum(shares.values()))
+        return {"agent_steps_per_second": agent_steps / wall, "epoch_seconds": wall, **shares}
+
+    def line(self, epoch: int, agent_step: int, reward: float | None, lap: dict[str, float]) -> str:
+        """The line that is printed, e.g. ``[###·····] 31 % epoch 12 · 196,608 agent steps · 15,210/s · reward 3.2 …``."""
+        done = min(1.0, agent_step / self._total)
+        bar = "#" * round(done * BAR_WIDTH)
+        shares = " ".join(f"{name} {lap[f'share/{name}']:.0%}" for name in PHASES)
+        shown_reward = "–" if reward is None else f"{reward:.2f}"
+        return (
+            f"[{bar:·<{BAR_WIDTH}}] {done:4.0%} epoch {epoch} · {agent_step:,} agent steps · "
+            f"{lap['agent_steps_per_second']:,.0f}/s · reward {shown_reward} · {shares}"
+        )
+
+    def _elapsed(self) -> dict[str, float]:
+        phases = {name: self._timer.get_elapsed(timer) for name, timer in PHASES.items()}
+        return {**phases, "wall": self._timer.get_elapsed()}
+
+
+def _epoch_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, KeyError):
+        return -1

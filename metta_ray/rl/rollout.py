@@ -1,0 +1,148 @@
+"""One step of many agents: receive, infer, store, send.
+
+Waits for:    a group of environments to finish its step (``vecenv.recv``).
+Released by:  ``vecenv.send``, which gives that group its next actions.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metta_ray.agent.metta_agent import MettaAgent
+from metta_ray.common.profiling.stopwatch import Stopwatch
+from metta_ray.envs.vecenv import Received, VecEnv
+from metta_ray.rl.distributed import unwrap_agent
+from metta_ray.rl.experience import Experience, used_tokens
+from metta_ray.envs.env_spec import TokenSpace
+
+
+@torch.no_grad()
+def perform_rollout_step(
+    policy: nn.Module,
+    vecenv: VecEnv,
+    experience: Experience,
+    device: torch.device | str,
+    timer: Stopwatch | None = None,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Advances one group of environments by one step.
+
+    Returns (agent steps stored, one info per episode that ended). When it fills the last row it also looks at
+    what the last actions brought, so that ``experience`` is complete; those observations are met again, unacted
+    on, by the next rollout.
+    """
+    agent = unwrap_agent(policy)
+    received, rows = _receive(vecenv, timer)
+    infos = received.infos
+    if experience.is_full(rows):
+        _close(agent, vecenv, experience, received, rows, device, timer)
+        return 0, infos
+
+    with _timed(timer, "_rollout.inference"):
+        inputs = _Inputs(received, vecenv, device)
+        truncation_values = _truncation_values(agent, vecenv, experience, received, rows, inputs)
+        state = experience.rollout_state.policy_state(rows, resets=inputs.dones, last_rewards=inputs.rewards)
+        actions, logprobs, _, values, _ = agent(inputs.obs, state)
+        num_steps = experience.store(
+            inputs.obs,
+            actions,
+            logprobs,
+            inputs.rewards,
+            inputs.dones,
+            inputs.truncations,
+            values,
+            rows,
+            inputs.mask,
+            state,
+            truncation_values=truncation_values,
+        )
+    with _timed(timer, "_rollout.env"):
+        vecenv.send(actions.cpu().numpy().astype(vecenv.driver_env.action_dtype, copy=False))
+
+    while experience.ready_for_training and not experience.is_closed(slice(0, experience.total_agents)):
+        received, rows = _receive(vecenv, timer)
+        infos = infos + received.infos
+        _close(agent, vecenv, experience, received, rows, device, timer)
+    return num_steps, infos
+
+
+class _Inputs:
+    """One group's arrays as tensors on the device; observations without their padding."""
+
+    def __init__(self, received: Received, vecenv: VecEnv, device: torch.device | str):
+        self.obs = _observation_tensor(received.obs, vecenv, device)
+        self.rewards = torch.from_numpy(received.rewards).to(device)
+        self.truncations = torch.from_numpy(received.truncations).to(device)
+        self.dones = torch.from_numpy(received.terminals).to(device) | self.truncations
+        self.mask = torch.from_numpy(received.masks).to(device)
+
+
+def _observation_tensor(obs: np.ndarray[Any, Any], vecenv: VecEnv, device: torch.device | str) -> Tensor:
+    tensor = torch.from_numpy(obs)
+    if isinstance(vecenv.driver_env.observation_space, TokenSpace):
+        tensor = tensor[:, : used_tokens(tensor)]
+    return tensor.to(device)
+
+
+def _receive(vecenv: VecEnv, timer: Stopwatch | None) -> tuple[Received, slice]:
+    with _timed(timer, "_rollout.env"):
+        received = vecenv.recv()
+    return received, slice(int(received.env_ids[0]), int(received.env_ids[-1]) + 1)
+
+
+def _close(
+    agent: MettaAgent,
+    vecenv: VecEnv,
+    experience: Experience,
+    received: Received,
+    rows: slice,
+    device: torch.device | str,
+    timer: Stopwatch | None,
+) -> None:
+    """Completes full rows with what came after their last action, and leaves the group for the next rollout."""
+    with _timed(timer, "_rollout.inference"):
+        inputs = _Inputs(received, vecenv, device)
+        truncation_values = _truncation_values(agent, vecenv, experience, received, rows, inputs)
+        state = experience.rollout_state.policy_state(rows, resets=inputs.dones, last_rewards=inputs.rewards)
+        values = agent.value(inputs.obs, state)
+        experience.close(
+            inputs.rewards,
+            inputs.dones,
+            inputs.truncations,
+            values,
+            rows,
+            inputs.mask,
+            truncation_values=truncation_values,
+        )
+    vecenv.hold()
+
+
+def _truncation_values(
+    agent: MettaAgent,
+    vecenv: VecEnv,
+    experience: Experience,
+    received: Received,
+    rows: slice,
+    inputs: _Inputs,
+) -> Tensor:
+    """Values of the true final observations of episodes that were cut by a limit; 0 elsewhere: ``(n,)``."""
+    values = torch.zeros_like(inputs.rewards)
+    cut = np.flatnonzero(received.truncations & ~received.terminals & received.masks)
+    if len(cut) == 0:
+        return values
+    # Their episode goes on in imagination: the recurrent state is not reset for this look.
+    where = torch.from_numpy(cut).to(values.device)
+    state = experience.rollout_state.policy_state(
+        where + rows.start, resets=torch.zeros_like(inputs.dones[where]), last_rewards=inputs.rewards[where]
+    )
+    final_obs = _observation_tensor(vecenv.final_obs[cut], vecenv, values.device)
+    values[where] = agent.value(final_obs, state)
+    return values
+
+
+def _timed(timer: Stopwatch | None, name: str) -> AbstractContextManager[Any]:
+    return timer(name) if timer is not None else nullcontext()

@@ -1,0 +1,78 @@
+"""What a rollout carries from one step to the next, for every agent of a vecenv.
+
+Letters: N agents, L LSTM layers, H hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from metta_ray.agent.policy_state import PolicyState
+
+
+class RolloutState:
+    """Recurrent state and last action per agent.
+
+    lstm_h, lstm_c: float32 ``(L, N, H)``; L = 0 for a policy without recurrence.
+    last_actions: ``(N, *action_shape)``, int64 or float32.
+    """
+
+    def __init__(
+        self,
+        num_agents: int,
+        action_space: gymnasium.Space[Any],
+        *,
+        hidden_size: int,
+        num_lstm_layers: int,
+        device: torch.device | str,
+    ):
+        self.num_agents = num_agents
+        self.lstm_h = torch.zeros(num_lstm_layers, num_agents, hidden_size, device=device)
+        self.lstm_c = torch.zeros_like(self.lstm_h)
+        self.last_actions = torch.zeros(
+            (num_agents, *(action_space.shape or ())), dtype=action_dtype(action_space), device=device
+        )
+
+    @property
+    def is_recurrent(self) -> bool:
+        return self.lstm_h.shape[0] > 0
+
+    def policy_state(self, rows: slice | Tensor, *, resets: Tensor, last_rewards: Tensor) -> PolicyState:
+        """What the policy needs to act for ``rows``; ``resets`` and ``last_rewards`` came with the observation."""
+        return PolicyState(
+            lstm_h=self.lstm_h[:, rows].contiguous() if self.is_recurrent else None,
+            lstm_c=self.lstm_c[:, rows].contiguous() if self.is_recurrent else None,
+            resets=resets,
+            last_actions=self.last_actions[rows],
+            last_rewards=last_rewards,
+        )
+
+    def update(self, rows: slice, state: PolicyState, actions: Tensor) -> None:
+        """Keeps what the policy left in ``state`` after acting."""
+        if self.is_recurrent:
+            assert state.lstm_h is not None
+            assert state.lstm_c is not None
+            self.lstm_h[:, rows] = state.lstm_h
+            self.lstm_c[:, rows] = state.lstm_c
+        self.last_actions[rows] = actions.to(self.last_actions.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name).cpu().numpy() for name in ("lstm_h", "lstm_c", "last_actions")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where shapes differ (another number of agents or another policy)."""
+        for name in ("lstm_h", "lstm_c", "last_actions"):
+            tensor, array = getattr(self, name), np.asarray(state[name])
+            if tuple(tensor.shape) != array.shape:
+                raise ValueError(f"rollout state {name} has shape {array.shape}, expected {tuple(tensor.shape)}")
+            tensor.copy_(torch.from_numpy(array))
+
+
+def action_dtype(action_space: gymnasium.Space[Any]) -> torch.dtype:
+    """float32 for continuous actions, int64 for the others."""
+    return torch.float32 if isinstance(action_space, gymnasium.spaces.Box) else torch.int64

@@ -1,0 +1,258 @@
+"""From a full buffer to a better policy: advantages → minibatches → losses → gradient steps.
+
+Letters: S segments, T steps, M segments of a minibatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metta_ray.agent.policy_state import PolicyState
+from metta_ray.common.profiling.stopwatch import Stopwatch
+from metta_ray.rl.advantage import compute_advantage, normalize_advantages
+from metta_ray.rl.distributed import all_reduce_sum, setup_distributed_vars, unwrap_agent
+from metta_ray.rl.experience import Experience, Minibatch
+from metta_ray.rl.kickstarter import Kickstarter
+from metta_ray.rl.losses import Losses, explained_variance, ppo_loss
+from metta_ray.rl.optimizer import Optimizer
+from metta_ray.rl.trainer_config import TrainerConfig
+
+
+def update_policy(
+    policy: nn.Module,
+    optimizer: Optimizer,
+    experience: Experience,
+    trainer_cfg: TrainerConfig,
+    kickstarter: Kickstarter | None,
+    agent_step: int,
+    epoch: int,
+    losses: Losses,
+    device: torch.device | str,
+    timer: Stopwatch | None = None,
+) -> int:
+    """Trains on one full batch; returns the number of update epochs begun.
+
+    ``losses`` is zeroed and filled. All ranks take the same number of gradient steps: the KL stop
+    (``ppo.target_kl``) looks at the divergence averaged over ranks.
+    """
+    losses.zero()
+    optimizer.zero_grad()
+    experience.reset_importance_sampling_ratios()
+    with _timed(timer, "_train"):
+        advantages = batch_advantages(experience, trainer_cfg, device)
+        losses.explained_variance = explained_variance(
+            experience.values, advantages + experience.values, experience.mask
+        )
+        for update_epoch in range(trainer_cfg.update_epochs):
+            for minibatch in _pass_over(experience, advantages, trainer_cfg, epoch):
+                kl_before = losses.approx_kl_sum
+                loss = process_minibatch_update(
+                    policy, experience, minibatch, advantages, trainer_cfg, kickstarter, agent_step, losses, device
+                )
+                if _diverges(losses.approx_kl_sum - kl_before, trainer_cfg.ppo.target_kl):
+                    return update_epoch + 1
+                optimizer.step(loss, epoch, experience.accumulate_minibatches)
+    return trainer_cfg.update_epochs
+
+
+def batch_advantages(experience: Experience, trainer_cfg: TrainerConfig, device: torch.device | str) -> Tensor:
+    """Advantages of the whole batch ``(S, T)`` under the policy that collected it (all ratios 1)."""
+    return compute_advantage(
+        **experience.transitions(),
+        importance_sampling_ratio=torch.ones_like(experience.values),
+        advantages=torch.zeros_like(experience.values),
+        gamma=trainer_cfg.ppo.gamma,
+        gae_lambda=trainer_cfg.ppo.gae_lambda,
+        vtrace_rho_clip=trainer_cfg.vtrace.vtrace_rho_clip,
+        vtrace_c_clip=trainer_cfg.vtrace.vtrace_c_clip,
+        device=device,
+    )
+
+
+def _pass_over(
+    experience: Experience, advantages: Tensor, trainer_cfg: TrainerConfig, epoch: int
+) -> Iterator[Minibatch]:
+    """The minibatches of one update epoch."""
+    alpha = trainer_cfg.prioritized_experience_replay.prio_alpha
+    beta = calculate_anneal_beta(epoch, trainer_cfg)
+    for index in range(experience.num_minibatches):
+        yield experience.sample_minibatch(advantages, alpha, beta, index, experience.num_minibatches)
+
+
+def _diverges(approx_kl: float, target_kl: float | None) -> bool:
+    return target_kl is not None and approx_kl > target_kl
+
+
+def process_minibatch_update(
+    policy: nn.Module,
+    experience: Experience,
+    minibatch: Minibatch,
+    advantages: Tensor,
+    trainer_cfg: TrainerConfig,
+    kickstarter: Kickstarter | None,
+    agent_step: int,
+    losses: Losses,
+    device: torch.device | str,
+) -> Tensor:
+    """The loss of one minibatch, a scalar with gradient; ``losses`` counts its terms.
+
+    Runs the policy over the minibatch's segments from their stored recurrent state, recomputes advantages with
+    the current importance ratio, normalises them over all ranks, and adds up
+
+        L_π - ent_coef·H + vf_coef·L_V + L2 terms + kickstart terms.
+
+    ``advantages`` is not read (the minibatch carries its rows); it is in the signature for scripts that pass it.
+    """
+    del advantages
+    ppo = trainer_cfg.ppo
+    mask = minibatch["mask"]
+    logprobs, entropy, values, log_probs = _evaluate(policy, minibatch)
+
+    with torch.no_grad():
+        ratio = (logprobs - minibatch["logprobs"]).exp()
+        experience.update_ratio(minibatch["indices"], ratio)
+        recomputed = compute_advantage(
+            minibatch["values"],
+            minibatch["next_rewards"],
+            minibatch["next_dones"],
+            ratio,
+            torch.zeros_like(ratio),
+            ppo.gamma,
+            ppo.gae_lambda,
+            trainer_cfg.vtrace.vtrace_rho_clip,
+            trainer_cfg.vtrace.vtrace_c_clip,
+            device,
+            last_values=minibatch["last_values"],
+            truncation_values=minibatch["truncation_values"],
+        )
+        totals = minibatch_totals(recomputed, logprobs - minibatch["logprobs"], mask)
+        if ppo.norm_adv:
+            recomputed = normalize_advantages(recomputed, totals.mean, totals.std, mask)
+        recomputed = recomputed * minibatch["prio_weights"]
+
+    terms = ppo_loss(
+        logprobs=logprobs,
+        old_logprobs=minibatch["logprobs"],
+        advantages=recomputed,
+        values=values,
+        old_values=minibatch["values"],
+        returns=minibatch["returns"],
+        entropy=entropy,
+        mask=mask,
+        count=totals.count_per_rank,
+        config=ppo,
+    )
+    agent = unwrap_agent(policy)
+    zero = values.new_zeros(())
+    l2_reg = ppo.l2_reg_loss_coef * _sum_of_squares(agent) if ppo.l2_reg_loss_coef > 0 else zero
+    l2_init = ppo.l2_init_loss_coef * agent.l2_init_loss() if ppo.l2_init_loss_coef > 0 else zero
+    ks_action, ks_value = zero, zero
+    if kickstarter is not None:
+        ks_action, ks_value = kickstarter.loss(agent_step, log_probs, values, experience, minibatch)
+
+    losses.add(
+        policy_loss=terms.policy_loss,
+        value_loss=terms.value_loss,
+        entropy=terms.entropy,
+        # The KL of all ranks, so that a decision taken on it is the same everywhere.
+        approx_kl=totals.approx_kl,
+        clipfrac=terms.clipfrac,
+        importance=terms.importance,
+        current_logprobs=terms.current_logprobs,
+        l2_reg_loss=l2_reg,
+        l2_init_loss=l2_init,
+        ks_action_loss=ks_action,
+        ks_value_loss=ks_value,
+    )
+    return (
+        terms.policy_loss
+        - ppo.ent_coef * terms.entropy
+        + ppo.vf_coef * terms.value_loss
+        + l2_reg
+        + l2_init
+        + ks_action
+        + ks_value
+    )
+
+
+@dataclass
+class MinibatchTotals:
+    """Sums over the masked actions of a minibatch on all ranks, as scalars.
+
+    mean, std (biased) of the advantages; approx_kl; count_per_rank: masked actions / number of ranks, at least 1.
+    """
+
+    mean: Tensor
+    std: Tensor
+    approx_kl: Tensor
+    count_per_rank: Tensor
+
+
+def minibatch_totals(advantages: Tensor, log_ratio: Tensor, mask: Tensor) -> MinibatchTotals:
+    """One collective for everything that ranks must agree on; every rank calls it for every minibatch."""
+    kl = (log_ratio.exp() - 1) - log_ratio
+    counted = torch.where(mask, advantages, 0.0).double()
+    sums = torch.stack(
+        [mask.sum().double(), counted.sum(), (counted**2).sum(), torch.where(mask, kl, 0.0).sum().double()]
+    )
+    count, total, squares, kl_total = all_reduce_sum(sums).unbind()
+    _, world_size, _ = setup_distributed_vars()
+    count = count.clamp(min=1)
+    mean = total / count
+    std = (squares / count - mean**2).clamp(min=1e-8).sqrt()
+    return MinibatchTotals(mean.float(), std.float(), (kl_total / count).float(), (count / world_size).float())
+
+
+def calculate_anneal_beta(epoch: int, trainer_cfg: TrainerConfig) -> float:
+    """β = β₀ + (1 - β₀)·α·min(1, epoch / epochs in all): importance correction of prioritised sampling."""
+    prioritized = trainer_cfg.prioritized_experience_replay
+    total_epochs = max(1, trainer_cfg.total_timesteps // trainer_cfg.batch_size)
+    progress = min(1.0, epoch / total_epochs)
+    return prioritized.prio_beta0 + (1 - prioritized.prio_beta0) * prioritized.prio_alpha * progress
+
+
+def should_run_on_interval(epoch: int, interval: int, *, previous_epoch: int | None = None) -> bool:
+    """True when a multiple of ``interval`` was reached since ``previous_epoch`` (default: the epoch before).
+
+    An interval of 0 means never. A crossing test, so that counting by more than one skips nothing.
+    """
+    if interval <= 0:
+        return False
+    previous = epoch - 1 if previous_epoch is None else previous_epoch
+    return epoch // interval > previous // interval
+
+
+def maybe_update_l2_weights(agent: nn.Module, epoch: int, interval: int) -> None:
+    """Moves the reference weights of the L2-init loss every ``interval`` epochs, on every rank alike."""
+    if should_run_on_interval(epoch, interval):
+        unwrap_agent(agent).update_l2_init_weight_copy()
+
+
+def _evaluate(policy: nn.Module, minibatch: Minibatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(log-probabilities, entropy, values: ``(M, T)``; log-probabilities of all actions ``(M·T, A)``)."""
+    lstm_h, lstm_c = minibatch["lstm_h"], minibatch["lstm_c"]
+    is_recurrent = lstm_h.shape[0] > 0
+    state = PolicyState(
+        lstm_h=lstm_h if is_recurrent else None,
+        lstm_c=lstm_c if is_recurrent else None,
+        resets=minibatch["dones"] > 0,
+        last_actions=minibatch["last_actions"],
+        last_rewards=minibatch["rewards"],
+    )
+    _, logprobs, entropy, values, log_probs = policy(minibatch["obs"], state, minibatch["actions"])
+    shape = minibatch["logprobs"].shape
+    return logprobs.view(shape), entropy.view(shape), values.view(shape), log_probs
+
+
+def _sum_of_squares(agent: nn.Module) -> Tensor:
+    return torch.stack([parameter.square().sum() for parameter in agent.parameters()]).sum()
+
+
+def _timed(timer: Stopwatch | None, name: str) -> AbstractContextManager[Any]:
+    return timer(name) if timer is not None else nullcontext()
