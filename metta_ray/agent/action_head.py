@@ -1,6 +1,7 @@
 """The three kinds of action spaces as a policy sees them: how many outputs, which distribution, which input.
 
-Letters: N rows, A outputs (logits or means), K action components, E columns of the last action as a side input.
+Letters: N rows, A outputs (logits or means), K action components, E columns of the last action as a side
+input.
 """
 
 from __future__ import annotations
@@ -83,14 +84,15 @@ class ActionHead(nn.Module):
             self.action_shape,
         ):
             raise PolicyMismatchError(
-                f"the policy acts in {self.kind}{list(self.action_shape)}, but {spec.name} has {spec.action_space}"
+                f"the policy acts in {self.kind}{list(self.action_shape)}, "
+                f"but {spec.name} has {spec.action_space}"
             )
         if self.kind == "Discrete" and self.names and spec.action_names:
             self.adapt_names(spec.action_names)
         elif other.sizes != self.sizes:
             raise PolicyMismatchError(
-                f"the policy has {self.sizes} actions and {spec.name} {other.sizes}; without action names on both "
-                "sides they must be equal"
+                f"the policy has {self.sizes} actions and {spec.name} {other.sizes}; "
+                "without action names on both sides they must be equal"
             )
 
     def adapt_names(self, names: Sequence[str]) -> None:
@@ -98,7 +100,8 @@ class ActionHead(nn.Module):
         position = {name: index for index, name in enumerate(self.names)}
         if not position.keys() & set(names):
             raise PolicyMismatchError(
-                f"no action in common: the policy knows {', '.join(self.names)}; the environment has {', '.join(names)}"
+                f"no action in common: the policy knows {', '.join(self.names)}; "
+                f"the environment has {', '.join(names)}"
             )
         self.is_adapted = tuple(names) != tuple(self.names)
         source = torch.tensor(

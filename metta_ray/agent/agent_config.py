@@ -59,15 +59,15 @@ class AgentConfig(StrictModel):
 
     architecture: str = Field(
         default="default",
-        description="default, fast or light (convolutions over tokens or images, then an LSTM), mlp, a registered "
-        "network's name, or module:Class",
+        description="default, fast or light (convolutions over tokens or images, then an LSTM), mlp, "
+        "a registered network's name, or module:Class",
     )
     conv_channels: tuple[int, ...] = Field(default=(), description="output channels of each convolution")
     conv_kernels: tuple[int, ...] = Field(default=(), description="side of each square kernel, cells")
     conv_strides: tuple[int, ...] = Field(default=(), description="stride of each convolution, cells")
     conv_paddings: tuple[int, ...] = Field(
         default=(),
-        description="zeros around each convolution's input; where the kernel still does not fit, more are added",
+        description="zeros around each convolution's input; where kernels still do not cover it, more",
     )
     hidden_sizes: tuple[int, ...] = Field(default=(), description="linear layers of the encoder")
     activation: Activation = Field(
@@ -80,8 +80,8 @@ class AgentConfig(StrictModel):
     critic_activation: Activation = Field(default="relu", description="after each hidden layer of the critic")
     separate_critic: bool = Field(
         default=False,
-        description="an encoder of its own for the critic, so that large values cannot spoil the actor's features; "
-        "only without recurrence, where it is the default of mlp",
+        description="an encoder of its own for the critic, so that large values cannot spoil the actor's "
+        "features; only without recurrence, where it is the default of mlp",
     )
     side_inputs: bool = Field(
         default=True, description="last action and last reward join the encoder's features"
@@ -91,8 +91,8 @@ class AgentConfig(StrictModel):
     )
     gather_conv: bool | None = Field(
         default=None,
-        description="first layer as a sum of weight rows over filled tokens instead of over a dense box; same numbers. "
-        "None: wherever it is the faster way",
+        description="first layer as a sum of weight rows over filled tokens instead of over a dense box; "
+        "same numbers. None: wherever it is the faster way",
     )
     initialisation: Literal["orthogonal", "torch"] = Field(
         default="orthogonal",
@@ -105,7 +105,12 @@ class AgentConfig(StrictModel):
     )
     l2_init: bool = Field(
         default=False,
-        description="keep the initial weights as buffers from the start; else the first l2_init_loss() copies them",
+        description="keep the initial weights from the start; else the first l2_init_loss() copies them",
+    )
+    l2_init_weight_update_interval: int = Field(
+        default=0,
+        ge=0,
+        description="epochs between moves of the reference weights towards the current ones; 0: never",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="free settings of a user's own network")
 
@@ -132,8 +137,9 @@ class AgentConfig(StrictModel):
             raise ValueError(f"every convolution needs channels, kernel, stride and padding, but {listed}")
         if self.separate_critic and self.lstm_hidden_size:
             raise ValueError(
-                f"separate_critic=True with lstm_hidden_size={self.lstm_hidden_size}: the recurrent state is shared by "
-                "actor and critic; set separate_critic=False (and scale values) or lstm_hidden_size=0"
+                f"separate_critic=True with lstm_hidden_size={self.lstm_hidden_size}: the recurrent state "
+                "is shared by actor and critic; set separate_critic=False (and scale values) or "
+                "lstm_hidden_size=0"
             )
         sizes = (*self.conv_channels, *self.conv_kernels, *self.conv_strides, *self.hidden_sizes)
         sizes += (*self.actor_hidden_sizes, *self.critic_hidden_sizes)
@@ -143,7 +149,9 @@ class AgentConfig(StrictModel):
 
 
 def default_config(architecture: str) -> AgentConfig:
-    """The preset of a built-in architecture; for other names the settings that a user's network starts from."""
+    """The preset of a built-in architecture; for other names the settings that a user's network starts
+    from.
+    """
     return AgentConfig(architecture=architecture)
 
 
@@ -173,6 +181,7 @@ def _plain_dict(config: Any) -> dict[str, Any]:
         config = config.model_dump(exclude_unset=True)
     if not isinstance(config, Mapping):
         raise ConfigError(
-            f"agent config {config!r} is a {type(config).__name__}; expected AgentConfig, a dict or an omegaconf DictConfig"
+            f"agent config {config!r} is a {type(config).__name__}; "
+            "expected AgentConfig, a dict or an omegaconf DictConfig"
         )
     return {str(key): value for key, value in config.items()}

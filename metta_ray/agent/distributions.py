@@ -53,10 +53,12 @@ class Categorical:
 
 
 class MultiCategorical:
-    """Independent choices: component k has ``sizes[k]`` of the logits ``(N, Σ sizes)``; actions ``(N, K)``."""
+    """Independent choices: component k has ``sizes[k]`` of the logits ``(N, Σ sizes)``; actions ``(N,
+    K)``.
+    """
 
     def __init__(self, logits: Tensor, sizes: Sequence[int]) -> None:
-        self.parts = [Categorical(part) for part in logits.split(list(sizes), dim=-1)]
+        self.parts = [Categorical(part) for part in torch.split(logits, list(sizes), dim=-1)]
         self.log_probs = torch.cat([part.log_probs for part in self.parts], dim=-1)
 
     def sample(self) -> Tensor:
@@ -71,7 +73,9 @@ class MultiCategorical:
 
 
 class DiagonalGaussian:
-    """K independent normals. mean ``(N, K)``, log_std ``(K,)``; densities are of the action before any clipping."""
+    """K independent normals. mean ``(N, K)``, log_std ``(K,)``; densities are of the action before any
+    clipping.
+    """
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
         self.mean = mean

@@ -15,11 +15,14 @@ from metta_ray.envs.vecenv import VecEnv
 logger = logging.getLogger(__name__)
 
 
-def Agent(env: VecEnv | EnvSpec, config: Any = None, device: str | torch.device = "cuda") -> MettaAgent:  # noqa: N802
+def Agent(  # noqa: N802 - the seed's name
+    env: VecEnv | EnvSpec, config: Any = None, device: str | torch.device = "cuda"
+) -> MettaAgent:
     """A fresh policy for ``env``, on ``device``; without a GPU ``cuda`` means the CPU, with a warning.
 
     config: None, an AgentConfig, or a dict or omegaconf DictConfig with its fields, bare or under the key
-        ``agent``. Without ``architecture``, token observations get ``default`` (CNN and LSTM), others ``mlp``.
+        ``agent``. Without ``architecture``, token observations get ``default`` (CNN and LSTM), others
+        ``mlp``.
     """
     spec = env if isinstance(env, EnvSpec) else env.driver_env
     architecture = "mlp" if spec.vocabulary is None else "default"

@@ -2,10 +2,10 @@
 
 Letters: L layers, B rows, T steps, F inputs, H hidden size, n pieces.
 
-A row with resets falls into pieces; the first goes on from the row's state, the others start from zero. Pieces
-have any length, but a fused LSTM wants equal ones. So each piece is eaten in bites whose sizes are powers of two
-(its length in binary), and all bites of one size run as one batch: at most log2(T) + 1 fused calls, no padding,
-and the state after each row's last step is exact. Rows without resets are one bite.
+A row with resets falls into pieces; the first goes on from the row's state, the others start from zero.
+Pieces have any length, but a fused LSTM wants equal ones. So each piece is eaten in bites whose sizes are
+powers of two (its length in binary), and all bites of one size run as one batch: at most log2(T) + 1 fused
+calls, no padding, and the state after each row's last step is exact. Rows without resets are one bite.
 """
 
 from __future__ import annotations

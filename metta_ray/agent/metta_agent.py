@@ -1,6 +1,7 @@
 """The policy: encoder → (last action, last reward) → LSTM → actor and critic.
 
-Letters: B rows (agents, or segments), T steps, N = B·T rows with row b·T + t, L LSTM layers, H hidden size, A actions.
+Letters: B rows (agents, or segments), T steps, N = B·T rows with row b·T + t, L LSTM layers, H hidden size,
+A actions.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,8 @@ class MettaAgent(nn.Module):
     env_spec: the environment it currently reads (``adapt_to``).
     autocast_dtype: torch.bfloat16 runs everything before the heads in that precision, in rollout and training
         alike, so that probabilities compare like with like; None leaves it to the caller.
-    lstm: None without recurrence. hidden_size: width of what actor and critic read. core_num_layers: LSTM layers.
+    lstm: None without recurrence. hidden_size: width of what actor and critic read. core_num_layers: LSTM
+    layers.
     """
 
     token_pairs: Tensor
@@ -51,7 +53,7 @@ class MettaAgent(nn.Module):
         self.network = build_network(spec, config)
         self.critic_network = build_network(spec, config) if config.separate_critic else None
         self.action_head = ActionHead(spec)
-        core_inputs = int(self.network.feature_size)  # type: ignore[arg-type]
+        core_inputs = int(cast(Any, self.network).feature_size)
         if config.side_inputs:
             core_inputs += self.action_head.last_action_size + 1
         self.lstm: SequenceLSTM | None = None
@@ -93,9 +95,9 @@ class MettaAgent(nn.Module):
         """(action, logprob, entropy, value, log_probs) of one step per row, or of whole segments.
 
         obs ``(B, …)`` or ``(B, T, …)``; the side inputs of ``state`` have the same leading axes. ``state`` is
-        updated to after the last step. Without ``action`` one is drawn for each of the N rows; a given action is
-        evaluated and returned as it is. logprob, entropy ``(N,)``, value ``(N, 1)``, log_probs ``(N, A)``
-        (components of MultiDiscrete side by side; ``(N, 0)`` for Box), all float32.
+        updated to after the last step. Without ``action`` one is drawn for each of the N rows; a given
+        action is evaluated and returned as it is. logprob, entropy ``(N,)``, value ``(N, 1)``, log_probs
+        ``(N, A)`` (components of MultiDiscrete side by side; ``(N, 0)`` for Box), all float32.
 
         Raises PolicyMismatchError (a ValueError) for a wrong shape of observation or state.
         """
@@ -118,8 +120,7 @@ class MettaAgent(nn.Module):
 
     def _cores(self, obs: Tensor, state: PolicyState) -> tuple[Tensor, Tensor, int]:
         """What actor and critic read, each ``(N, H)``, and N. Updates ``state``."""
-        rows, steps = self._leading_axes(obs)
-        obs_N = self._in_own_vocabulary(obs.reshape(rows * steps, *obs.shape[-len(self.spec.obs_shape) :]))
+        rows, steps, obs_N = self._flattened(obs)
         sides = self._side_inputs(state, rows * steps, obs.device) if self.config.side_inputs else None
         with self._precision(obs.device):
             core = self._core(_joined(self.network(obs_N), sides), state, rows, steps)
@@ -131,8 +132,10 @@ class MettaAgent(nn.Module):
             return nullcontext()  # whatever the caller has chosen
         return torch.autocast(device.type, dtype=self.autocast_dtype)
 
-    def _leading_axes(self, obs: Tensor) -> tuple[int, int]:
-        """(rows, steps); steps is 1 for observations without a time axis."""
+    def _flattened(self, obs: Tensor) -> tuple[int, int, Tensor]:
+        """Rows, steps (1 without a time axis), and the observations ``(N, …)`` in the policy's own
+        vocabulary.
+        """
         shape, own = tuple(obs.shape), self.spec.obs_shape
         tail = shape[len(shape) - len(own) :]
         # The number of tokens may differ from the environment's: padding is trimmed where data is stored.
@@ -143,7 +146,8 @@ class MettaAgent(nn.Module):
                 f"observation of shape {shape} does not fit the policy, which was built for {own} per agent; "
                 "expected one axis (rows) or two (rows, steps) before that"
             )
-        return leading[0], leading[1] if len(leading) == 2 else 1
+        rows, steps = leading[0], leading[1] if len(leading) == 2 else 1
+        return rows, steps, self._in_own_vocabulary(obs.reshape(rows * steps, *tail))
 
     def _in_own_vocabulary(self, obs_N: Tensor) -> Tensor:
         if not len(self.token_pairs):
@@ -169,6 +173,7 @@ class MettaAgent(nn.Module):
             return features_NF
         h, c = self._recurrent_state(state, rows, features_NF)
         resets = None if state.resets is None else state.resets.reshape(rows, steps)
+        y_BTH: Tensor
         y_BTH, h, c = self.lstm(features_NF.view(rows, steps, -1), h, c, resets)
         state.lstm_h, state.lstm_c = h.detach(), c.detach()
         return y_BTH.reshape(rows * steps, -1)
@@ -183,7 +188,8 @@ class MettaAgent(nn.Module):
         for part in given:
             if tuple(part.shape) != expected:
                 raise PolicyMismatchError(
-                    f"recurrent state of shape {tuple(part.shape)}; expected (layers, rows, hidden) = {expected}"
+                    f"recurrent state of shape {tuple(part.shape)}; "
+                    f"expected (layers, rows, hidden) = {expected}"
                 )
         return given[0], given[1]
 
@@ -192,9 +198,9 @@ class MettaAgent(nn.Module):
     def adapt_to(self, spec: EnvSpec) -> None:
         """From now on reads observations of ``spec`` and answers with its actions.
 
-        Features, tags and actions are matched by name with those that the policy was built for: unknown features
-        and tags are ignored, unknown actions get probability 0, missing ones are left out.
-        Raises PolicyMismatchError where the observation, the window or the kind of action differs.
+        Features, tags and actions are matched by name with those that the policy was built for: unknown
+        features and tags are ignored, unknown actions get probability 0, missing ones are left out. Raises
+        PolicyMismatchError where the observation, the window or the kind of action differs.
         """
         own, other = self.spec.vocabulary, spec.vocabulary
         if (own is None) != (other is None) or (own is None and self.spec.obs_shape != spec.obs_shape):
@@ -216,19 +222,20 @@ class MettaAgent(nn.Module):
         self,
         features: Mapping[str, Mapping[str, Any] | Feature],
         action_names: Sequence[str],
-        action_max_params: Sequence[int] | None = None,
+        max_args: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         is_training: bool | None = None,
     ) -> None:
         """``adapt_to`` for an environment given by its feature table ``{name: {"id": …}}`` and action names.
 
-        action_max_params: largest argument of each action; where one is above 0, actions are flattened to
-            ``name_argument``. Tags and window are taken to be the policy's own. is_training is accepted and unused.
+        max_args: largest argument of each action; where one is above 0, actions are flattened to
+            ``name_argument``. Tags and window are taken to be the policy's own. is_training is accepted and
+            unused.
         """
         del is_training
         if device is not None:
             self.to(device)
-        names = _flat_action_names(action_names, action_max_params)
+        names = _flat_action_names(action_names, max_args)
         if self.action_head.names and names:
             self.action_head.adapt_names(names)
         own = self.spec.vocabulary
@@ -260,7 +267,9 @@ class MettaAgent(nn.Module):
     # -- Storing --------------------------------------------------------------------------------------------
 
     def architecture(self) -> dict[str, Any]:
-        """JSON values that, with the state dict, rebuild this policy: configuration and original environment."""
+        """JSON values that, with the state dict, rebuild this policy: configuration and original
+        environment.
+        """
         return {
             "format": ARCHITECTURE_FORMAT,
             "config": self.config.model_dump(mode="json"),
@@ -272,7 +281,8 @@ class MettaAgent(nn.Module):
         """A policy with fresh weights of the architecture that ``architecture()`` described."""
         if architecture.get("format") != ARCHITECTURE_FORMAT:
             raise PolicyMismatchError(
-                f"architecture of format {architecture.get('format')!r}; this version reads {ARCHITECTURE_FORMAT}"
+                f"architecture of format {architecture.get('format')!r}; "
+                f"this version reads {ARCHITECTURE_FORMAT}"
             )
         return cls(spec_json.from_json(architecture["spec"]), AgentConfig(**architecture["config"]))
 
@@ -284,7 +294,9 @@ class MettaAgent(nn.Module):
 
     @torch.no_grad()
     def clip_weights(self) -> None:
-        """Clamps every weight matrix to ``clip_range`` times its largest initial weight; nothing if that is 0."""
+        """Clamps every weight matrix to ``clip_range`` times its largest initial weight; nothing if that is
+        0.
+        """
         if self.config.clip_range:
             for weight, bound in zip(
                 weight_matrices(self).values(), self.get_buffer("clip_bounds"), strict=True
@@ -318,11 +330,11 @@ def _feature(entry: Mapping[str, Any]) -> Feature:
     return Feature(int(entry["id"]), float(entry.get("normalization", 1.0)))
 
 
-def _flat_action_names(names: Sequence[str], max_params: Sequence[int] | None) -> tuple[str, ...]:
-    if max_params is None or not any(max_params):
+def _flat_action_names(names: Sequence[str], max_args: Sequence[int] | None) -> tuple[str, ...]:
+    if max_args is None or not any(max_args):
         return tuple(names)
     return tuple(
         f"{name}_{argument}"
-        for name, largest in zip(names, max_params, strict=True)
+        for name, largest in zip(names, max_args, strict=True)
         for argument in range(largest + 1)
     )

@@ -58,8 +58,9 @@ class PolicyMetadata(MutableMapping[str, Any]):
         return len(self._values)
 
     def __getattr__(self, key: str) -> Any:
-        # Names with underscores are looked up by copy and inspection before the values exist.
-        if key.startswith("_") or key not in self._values:
+        if key.startswith("_"):  # looked up by copy before the values exist
+            raise AttributeError(key)
+        if key not in self._values:
             raise AttributeError(f"policy metadata has no {key!r}; it has: {', '.join(self._values)}")
         return self._values[key]
 

@@ -1,6 +1,7 @@
 """Token observations ``(N, W, 3)`` uint8 as a sparse box of cells × channels and a vector of globals.
 
-Letters: N rows, W tokens, C channels, P cells (height · width), K = P · C places in the box, G globals, O outputs.
+Letters: N rows, W tokens, C channels, P cells (height · width), K = P · C places in the box, G globals, O
+outputs.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ PADDING = 0xFF
 class SparseBox(NamedTuple):
     """Filled places only; entries for the same place add up.
 
-    place: int32 ``(N, W)`` in ``[0, K)``, cell · C + channel. value: float32 ``(N, W)``, 0 where the token does
-    not count. scalars: float32 ``(N, G)``.
+    place: int32 ``(N, W)`` in ``[0, K)``, cell · C + channel. value: float32 ``(N, W)``, 0 where the token
+    does not count. scalars: float32 ``(N, G)``.
     """
 
     place: Tensor
@@ -31,7 +32,9 @@ class SparseBox(NamedTuple):
 
 
 class TokenEncoder(nn.Module):
-    """The look-up from bytes to a sparse box. It has no parameters, and its tables are not part of the weights."""
+    """The look-up from bytes to a sparse box. It has no parameters, and its tables are not part of the
+    weights.
+    """
 
     channel: Tensor
     channel_value: Tensor
@@ -113,19 +116,23 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def sum_of_rows(table: Tensor, place: Tensor, value: Tensor) -> Tensor:
-    """``Σ_w value[n, w] · table[place[n, w]]``: ``(N, O)`` from a table ``(K, O)``; a sparse box times a matrix.
+    """``Σ_w value[n, w] · table[place[n, w]]``: ``(N, O)`` from a table ``(K, O)``; a sparse box times a
+    matrix.
 
     Differentiable in the table only. Computes in autocast's type.
     """
-    summed: Tensor = _SumOfRows.apply(table.to(compute_dtype(table)), place, value)
+    summed: Tensor = _SumOfRows.apply(  # type: ignore[no-untyped-call]
+        table.to(compute_dtype(table)), place, value
+    )
     return summed
 
 
 class _SumOfRows(torch.autograd.Function):
     """Forward and backward are both embedding bags: the gradient of a table row is the sum of the output
-    gradients of the rows that used it, so it needs the entries sorted by place. (torch's own backward of the bag
-    adds row by row: 10.5 ms against 2.8 ms for 4096 observations of 33 tokens and 288 columns, and in bfloat16 it
-    accumulates in bfloat16.)
+    gradients of the rows that used it, so it needs the entries sorted by place. (torch's own backward of
+    the bag
+    adds row by row: 10.5 ms against 2.8 ms for 4096 observations of 33 tokens and 288 columns, and in
+    bfloat16 it accumulates in bfloat16.)
     """
 
     @staticmethod

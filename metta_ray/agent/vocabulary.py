@@ -1,8 +1,8 @@
 """From the names of token features to numbers a network can learn from, and from one vocabulary to another.
 
-The engine's own scales hide what matters: an altar with and without its heart would differ by 1/256, two vibes
-by 1/255, and nothing is learned from that. Here presence counts as 1: an amount enters as 1 + log2(amount) / 8,
-small vibes and groups have a channel for each value, tags too.
+The engine's own scales hide what matters: an altar with and without its heart would differ by 1/256, two
+vibes by 1/255, and nothing is learned from that. Here presence counts as 1: an amount enters as 1 +
+log2(amount) / 8, small vibes and groups have a channel for each value, tags too.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class TokenLayout:
     """Look-up tables over ``feature id · 256 + value``, 65536 entries each.
 
     channels, scalars: what each column of the box and of the global vector stands for.
-    channel, scalar: int32 column, 0 where the token does not count. channel_value, scalar_value: float32 number to
-    add there, 0 where the token does not count.
+    channel, scalar: int32 column, 0 where the token does not count. channel_value, scalar_value: float32
+    number to add there, 0 where the token does not count.
     """
 
     channels: tuple[str, ...]
@@ -134,8 +134,8 @@ def token_remap(
 ) -> NDArray[np.uint8] | None:
     """What each pair (feature id, value) of the current environment is called in the original one.
 
-    Returns uint8 ``(65536, 2)``, indexed by ``feature id · 256 + value``, or None where nothing changes. Features,
-    tags and actions are matched by name; what the original did not know becomes UNKNOWN_FEATURE.
+    Returns uint8 ``(65536, 2)``, indexed by ``feature id · 256 + value``, or None where nothing changes.
+    Features, tags and actions are matched by name; what the original did not know becomes UNKNOWN_FEATURE.
     """
     pairs = np.empty((256, 256, 2), np.uint8)
     pairs[..., 0] = UNKNOWN_FEATURE

@@ -1,9 +1,14 @@
-"""What can be said about and done to a policy's weight matrices: clipping, L2 towards a reference, statistics."""
+"""What is done to a policy's weights: clipping, L2 towards a reference, statistics, copying."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from metta_ray.common.errors import PolicyMismatchError
 
 
 def weight_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -42,7 +47,7 @@ class ReferenceWeights(nn.Module):
             name = key.removeprefix(prefix)
             if key.startswith(prefix) and name not in self._buffers:
                 self.register_buffer(name, torch.empty_like(value))
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _buffer_name(parameter_name: str) -> str:
@@ -57,8 +62,9 @@ def largest_weights(weights: dict[str, nn.Parameter]) -> dict[str, float]:
 def weight_metrics(weights: dict[str, nn.Parameter]) -> dict[str, dict[str, float]]:
     """Name → statistics of the matrix (further axes flattened into the second).
 
-    norm: Frobenius. largest_sv, mean_sv: singular values. effective_rank: exp of the entropy of the singular values
-    as a distribution (Roy and Vetterli 2007). collapsed_share: share of singular values below 1 % of the largest.
+    norm: Frobenius. largest_sv, mean_sv: singular values. effective_rank: exp of the entropy of the
+    singular values as a distribution (Roy and Vetterli 2007). collapsed_share: share of singular values
+    below 1 % of the largest.
     """
     metrics = {}
     for name, weight in weights.items():
@@ -72,3 +78,26 @@ def weight_metrics(weights: dict[str, nn.Parameter]) -> dict[str, dict[str, floa
             "collapsed_share": float((singular < 0.01 * singular[0]).float().mean()),
         }
     return metrics
+
+
+def copy_weights(module: nn.Module, weights: dict[str, np.ndarray[Any, Any]], source: str) -> None:
+    """Loads a state dict of arrays; PolicyMismatchError, naming ``source``, if it is of another
+    architecture.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    saved = {name: array.shape for name, array in weights.items()}
+    different = sorted(
+        name
+        for name in own.keys() | saved.keys()
+        # Reference weights exist from their first use on; a module that has none yet takes them over.
+        if own.get(name) != saved.get(name)
+        and not (name.startswith("reference_weights.") and name not in own)
+    )
+    if different:
+        name = different[0]
+        raise PolicyMismatchError(
+            f"the policy in {source} has another architecture than this agent: {len(different)} of its "
+            f"parameters differ, e.g. {name}: saved {saved.get(name)}, here {own.get(name)}. Use the agent config "
+            "it was trained with (config.yaml of its run), or another run name"
+        )
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})

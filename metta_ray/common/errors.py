@@ -23,7 +23,7 @@ class ConfigError(MettaRayError, ValueError):
     """A setting that cannot work."""
 
 
-class EnvironmentFault(MettaRayError, RuntimeError):
+class EnvironmentFault(MettaRayError, RuntimeError):  # noqa: N818 - reads as the fact it states
     """An environment, or the process that runs it, failed."""
 
 

@@ -91,8 +91,8 @@ class GroupedVecEnv(VecEnv):
         """The inverse, with the table that episodes after this one draw from."""
 
     @abstractmethod
-    def _release(self) -> None:
-        """Frees processes and memory. Called once."""
+    def _release(self, patience_s: float) -> None:
+        """Frees processes and memory, giving environments so long to close. Called once."""
 
     # The contract of VecEnv.
 
@@ -189,7 +189,7 @@ class GroupedVecEnv(VecEnv):
         self._results = [[result_from_state(result) for result in results] for results in state["results"]]
 
     def close(self) -> None:
-        self._close("it was closed")
+        self._close("it was closed", patience_s=1.0)
 
     # Turns.
 
@@ -236,13 +236,13 @@ class GroupedVecEnv(VecEnv):
         try:
             return work(argument)
         except MettaRayError as error:
-            self._close(f"it failed: {str(error).splitlines()[0]}")
+            self._close(f"it failed: {str(error).splitlines()[0]}", patience_s=0.1)
             raise
 
-    def _close(self, reason: str) -> None:
+    def _close(self, reason: str, patience_s: float) -> None:
         if self._closed_because is None:
             self._closed_because = reason
-            self._release()
+            self._release(patience_s)
 
     def _require_open(self) -> None:
         if self._closed_because is not None:

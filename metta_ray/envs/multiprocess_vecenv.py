@@ -21,8 +21,6 @@ from metta_ray.envs.tasks import Curriculum, EpisodeResult, TaskTable
 from metta_ray.envs.worker_main import Assignment
 from metta_ray.envs.worker_process import WorkerProcess
 
-_CLOSE_WAIT_S = 1.0
-
 
 class MultiprocessVecEnv(GroupedVecEnv):
     """``num_envs / batch_size`` groups, each of ``num_workers / groups`` processes.
@@ -124,10 +122,10 @@ class MultiprocessVecEnv(GroupedVecEnv):
             )
         self._command_all("restore", lambda worker: (table, states[worker.index]))
 
-    def _release(self) -> None:
+    def _release(self, patience_s: float) -> None:
         for worker in self._workers:
             worker.ask_to_end()
-        deadline = time.monotonic() + _CLOSE_WAIT_S
+        deadline = time.monotonic() + patience_s
         for worker in self._workers:
             worker.end(deadline)
 

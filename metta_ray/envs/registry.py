@@ -22,7 +22,8 @@ import copy
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,7 +45,6 @@ MISSIONS = {
     "sequence": "navigation_sequence",
     "smoke": "smoke",
 }
-SCHEMES = ("gym:", "mettagrid:", "module:factory")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class GymnasiumFactory(EnvFactory):
     def _make(self) -> gymnasium.Env[Any, Any]:
         registration = copy.copy(self.registration)
         registration.order_enforce = False  # the batch calls reset before step itself
-        return gymnasium.make(registration, disable_env_checker=True, **self.kwargs)
+        with _construction_of(self.name):
+            return gymnasium.make(registration, disable_env_checker=True, **self.kwargs)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ class CallableFactory(EnvFactory):
             return GymnasiumBatch(
                 self._make, name=self.name, num_envs=num_envs, first_env=first_env, arrays=arrays
             )
-        batch = self._callable()(num_envs=num_envs, first_env=first_env, arrays=arrays, **self.kwargs)
+        factory = self._callable()
+        with _construction_of(self.name):
+            batch = factory(num_envs=num_envs, first_env=first_env, arrays=arrays, **self.kwargs)
         if not isinstance(batch, EnvBatch):
             raise ConfigError(
                 f"{self.name} returned {type(batch).__name__}; a callable that takes num_envs, first_env and "
@@ -131,7 +134,9 @@ class CallableFactory(EnvFactory):
         self._callable()
 
     def _make(self) -> gymnasium.Env[Any, Any]:
-        env = self._callable()(**self.kwargs)
+        factory = self._callable()
+        with _construction_of(self.name):
+            env = factory(**self.kwargs)
         if not isinstance(env, gymnasium.Env):
             raise ConfigError(
                 f"{self.name} returned {type(env).__name__}; it must return a gymnasium.Env, or take "
@@ -215,7 +220,7 @@ class MettaGridFactory(EnvFactory):
 
 
 def resolve_env(name: str, **kwargs: Any) -> EnvFactory:
-    """The factory for a name, see the module's docstring. ConfigError, with the nearest known one, for others."""
+    """The factory for a name, see the module's docstring. ConfigError with the nearest known one."""
     scheme, colon, rest = name.partition(":")
     if not colon or not rest:
         raise ConfigError(
@@ -247,23 +252,29 @@ def _find_registration(name: str, env_id: str) -> Any:
         ) from error
     except gymnasium.error.Error as error:
         raise ConfigError(
-            f"environment {name!r}: {error} If a module registers the id, name it too: gym:module:{bare_id}"
+            f"environment {name!r}: {error} If a module registers the id, name it too: gym:MODULE:{bare_id}"
         ) from error
 
 
 def _spec_of_one(make: Callable[[], gymnasium.Env[Any, Any]], name: str) -> EnvSpec:
+    env = make()
     try:
-        env = make()
+        return gymnasium_spec(env, name)
+    finally:
+        env.close()
+
+
+@contextmanager
+def _construction_of(name: str) -> Iterator[None]:
+    """Whatever the user's constructor raises, as a ConfigError that names the environment."""
+    try:
+        yield
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(
             f"environment {name!r} could not be made: {type(error).__name__}: {error}"
         ) from error
-    try:
-        return gymnasium_spec(env, name)
-    finally:
-        env.close()
 
 
 def _mettagrid(module: str) -> Any:

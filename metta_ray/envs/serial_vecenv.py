@@ -65,5 +65,5 @@ class SerialVecEnv(GroupedVecEnv):
             self._batch.set_tasks(table)
         self._batch.restore(states[0])
 
-    def _release(self) -> None:
+    def _release(self, patience_s: float) -> None:
         self._batch.close()

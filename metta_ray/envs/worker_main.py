@@ -25,7 +25,7 @@ from metta_ray.envs import shared_arrays
 from metta_ray.envs.env_batch import EnvBatch
 from metta_ray.envs.registry import EnvFactory
 
-PARENT_CHECK_S = 1.0
+PARENT_CHECK_S = 0.5
 
 
 @dataclass(frozen=True)

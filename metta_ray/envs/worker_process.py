@@ -28,7 +28,7 @@ from metta_ray.envs.worker_main import main
 main({command_fd}, {memory_fd}, {stack_fd}, {parent_pid})
 """
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-_STACK_WAIT_S = 0.5
+_STACK_WAIT_S = 0.3
 _EXIT_WAIT_S = 2.0
 
 
@@ -40,8 +40,7 @@ class WorkerProcess:
         self.is_waiting = False
         self.results: list[EpisodeResult] = []
         self.value: Any = None
-        last_env = assignment.first_env + assignment.num_envs - 1
-        self._environments = f"environments {assignment.first_env} to {last_env}"
+        self._environments = _range_text(assignment.first_env, assignment.num_envs)
         message = _portable(assignment)  # may refuse: before anything has started
         ours, theirs = socket.socketpair()
         self._stack_fd, their_stack_fd = os.pipe()
@@ -157,6 +156,14 @@ def _start_interpreter(command_fd: int, memory_fd: int, stack_fd: int) -> subpro
         stdin=subprocess.DEVNULL,
         pass_fds=(command_fd, memory_fd, stack_fd),
         env={**os.environ, **_ONE_THREAD},
+    )
+
+
+def _range_text(first_env: int, num_envs: int) -> str:
+    return (
+        f"environment {first_env}"
+        if num_envs == 1
+        else f"environments {first_env} to {first_env + num_envs - 1}"
     )
 
 

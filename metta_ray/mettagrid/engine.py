@@ -225,6 +225,7 @@ class Blueprint:
         profile = ObsProfile.of(game)
         _hold_to_one_profile(profile)
         self.name = name
+        self.game = game
         self.num_agents = game.num_agents
         self.num_tokens = game.obs.num_tokens
         self.action_names = tuple(action.name for action in game.actions.actions())

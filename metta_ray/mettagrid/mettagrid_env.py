@@ -110,7 +110,7 @@ class MettaGridBatch(EnvBatch):
 
     def reset(self, seeds: SeedRoot) -> None:
         self._seeds = seeds
-        self._forget_episodes()
+        self.close()
         for env in range(self.num_envs):
             self._begin_episode(env, number=0)
         self.arrays.rewards.fill(0)
@@ -121,6 +121,8 @@ class MettaGridBatch(EnvBatch):
     def step(self) -> list[EpisodeResult]:
         """Raises ValueError for an action that does not exist, before anything has moved, and
         EnvironmentFault when a task's worlds keep failing."""
+        if not self.episodes:
+            raise UsageError("step before reset: there is no episode yet; call reset first")
         arrays = self.arrays
         self._record_actions(arrays.actions)
         broken = self._step_worlds()
@@ -170,7 +172,7 @@ class MettaGridBatch(EnvBatch):
                 f"agents, this batch {self.num_envs} and {self.num_agents}; restore with the same layout"
             )
         self._seeds = SeedRoot(int(state["run_seed"]), int(state["rank"]))
-        self._forget_episodes()
+        self.close()
         for env, episode in enumerate(state["episodes"]):
             self._replay_episode(env, episode)
         arrays = self.arrays
@@ -189,6 +191,7 @@ class MettaGridBatch(EnvBatch):
             )
 
     def close(self) -> None:
+        """Forgets all worlds."""
         self.episodes = []
         self._world_steps = []
 
@@ -219,10 +222,6 @@ class MettaGridBatch(EnvBatch):
         return broken
 
     # --- episodes ------------------------------------------------------------------------------------------
-
-    def _forget_episodes(self) -> None:
-        self.episodes = [None] * self.num_envs  # type: ignore[list-item]  # each is set by the caller at once
-        self._world_steps = [_no_world] * self.num_envs
 
     def _begin_episode(self, env: int, number: int) -> None:
         """Starts the episode, or the next one that the engine accepts. Overwrites the rows' observations, and
@@ -258,8 +257,9 @@ class MettaGridBatch(EnvBatch):
             arrays.rewards[rows],
             arrays.actions[rows],
         )
-        self.episodes[env] = episode
-        self._world_steps[env] = world.step
+        # As slices: the first episodes of a batch are appended, later ones replace.
+        self.episodes[env : env + 1] = [episode]
+        self._world_steps[env : env + 1] = [world.step]
         self._steps[env] = 0
         self._ends[env] = episode.end
         if episode.task.max_steps > self._history.shape[1]:
@@ -376,7 +376,3 @@ class MettaGridBatch(EnvBatch):
                 f"environment {self.first_env + env}, episode {number}, task {task_id} cannot be replayed: "
                 f"{error}"
             ) from error
-
-
-def _no_world() -> None:
-    raise UsageError("step before reset: there is no episode yet; call reset first")

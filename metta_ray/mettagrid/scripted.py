@@ -1,8 +1,8 @@
 """Policies without learning, to compare with: shortest paths with full knowledge of the map, and chance.
 
 What the scripted policy walks to: the nearest altar that still has its heart (navigation), the good altar
-(tmaze), the altar (smoke), or the next link of the chain that is not cooling down (arena, sequence: altar with
-a battery in the bag, generator with ore, else mine). It stands still while there is no such place.
+(tmaze), the altar (smoke), or the next link of the chain that is not cooling down (arena, sequence: altar
+with a battery in the bag, generator with ore, else mine). It stands still while there is no such place.
 """
 
 from __future__ import annotations

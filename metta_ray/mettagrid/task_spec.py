@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator
 
 STYLES = ("balanced", "sparse", "dense", "maze", "cylinder-world")
 SIZES = {"small": 20, "medium": 40, "large": 70}
@@ -51,7 +51,7 @@ class TaskSpec(BaseModel):
     altars: int = Field(default=8, ge=1, le=64, description="altars per room")
     wrong_altar_reward: float = Field(default=-0.5, description="tmaze: reward of the wrong arm")
     line_of_sight: bool = Field(default=False, description="walls hide what is behind them")
-    map_seed: tuple[int, ...] | None = Field(
+    map_seed: tuple[NonNegativeInt, ...] | None = Field(
         default=None, description="always this map, not a new one per episode"
     )
 
@@ -69,24 +69,10 @@ class TaskSpec(BaseModel):
             raise ValueError(f"terrain={terrain!r} is unknown; known: {', '.join(TERRAINS)}")
         return terrain
 
-    @classmethod
-    def standard(cls, kind: Kind, **changes: Any) -> TaskSpec:
-        """The usual task of a kind (the one that a bare ``mettagrid:<kind>`` means), with fields changed."""
-        return cls.model_validate({"kind": kind, **_STANDARD[kind], **changes})
-
     @property
     def digest(self) -> str:
         """12 hex digits that name this task everywhere."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
-
-
-_STANDARD: dict[Kind, dict[str, Any]] = {
-    "navigation": {},
-    "arena": {"num_agents": 24},
-    "tmaze": {"num_agents": 1, "max_steps": 60, "window": 5},
-    "sequence": {"terrain": "varied_terrain/sparse_small"},
-    "smoke": {"num_agents": 1, "max_steps": 32, "window": 5},
-}
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ _DENSITY = {
 }
 _REFERENCE_AREA = 3600
 _MAZES_PER_SIZE = 32
+_STYLED_TRIES = 50
 _LAYOUT_TRIES = 100
 _PLACEMENT_TRIES = 20
 
@@ -210,11 +211,11 @@ def room(
 ) -> Grid:
     """A room with so many of each thing, all of which every agent can reach (agents are no obstacles here).
 
-    Raises ConfigError where they do not fit.
+    A small room that is too full for its style's walls gets none. ConfigError where even that does not do.
     """
     codes = np.repeat(np.array([Cell.AGENT, *things], np.uint8), [agents, *things.values()])
-    for _ in range(_LAYOUT_TRIES):
-        walls = room_walls(rng, style, height, width)
+    for attempt in range(_LAYOUT_TRIES):
+        walls = room_walls(rng, style if attempt < _STYLED_TRIES else "bare", height, width)
         regions = label(~walls)[0].ravel()
         sizes = np.bincount(regions)
         sizes[0] = 0  # the walls

@@ -22,7 +22,9 @@ def setup_device_and_distributed(base_device: str = "cuda") -> torch.device:
     """
     device = torch.device(base_device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        warnings.warn(f"device {base_device!r} asked for but CUDA is not available: using the CPU", stacklevel=2)
+        warnings.warn(
+            f"device {base_device!r} asked for but CUDA is not available: using the CPU", stacklevel=2
+        )
         device = torch.device("cpu")
     local_rank = os.environ.get("LOCAL_RANK")
     if local_rank is None:
@@ -59,7 +61,9 @@ class DistributedMettaAgent(DistributedDataParallel):
             return getattr(self.module, name)
 
 
-def wrap_agent_distributed(agent: MettaAgent, device: torch.device | str) -> MettaAgent | DistributedMettaAgent:
+def wrap_agent_distributed(
+    agent: MettaAgent, device: torch.device | str
+) -> MettaAgent | DistributedMettaAgent:
     """The agent itself, or its DDP wrapper where a process group exists (rank 0's weights go to all)."""
     if not dist.is_initialized():
         return agent
@@ -75,10 +79,12 @@ def unwrap_agent(policy: nn.Module) -> MettaAgent:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """In-place sum over all ranks; every rank must call it. Nothing to do without a process group."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
+    """The sum over all ranks; every rank must call it. The tensor itself without a process group."""
+    if not dist.is_initialized():
+        return tensor
+    total = tensor.to(_group_device())
+    dist.all_reduce(total)
+    return total.to(tensor.device)
 
 
 def barrier() -> None:
@@ -91,7 +97,7 @@ def broadcast_bytes(payload: bytes, source: int = 0) -> bytes:
     """The ``payload`` of rank ``source`` on every rank. Bytes, not objects: nothing is unpickled."""
     if not dist.is_initialized():
         return payload
-    device = "cpu" if dist.get_backend() == "gloo" else "cuda"
+    device = _group_device()
     is_source = dist.get_rank() == source
     length = torch.tensor([len(payload)], dtype=torch.int64, device=device)
     dist.broadcast(length, src=source)
@@ -107,3 +113,8 @@ def gather_bytes(payload: bytes) -> list[bytes]:
     """Every rank's ``payload`` in rank order, on every rank."""
     _, world_size, _ = setup_distributed_vars()
     return [broadcast_bytes(payload, source) for source in range(world_size)]
+
+
+def _group_device() -> str:
+    """Where collectives of this process group want their tensors."""
+    return "cpu" if dist.get_backend() == "gloo" else "cuda"

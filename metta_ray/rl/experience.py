@@ -77,7 +77,9 @@ class Experience:
         self._pin_obs = cpu_offload and self.device.type == "cuda"
         self._stores_tokens = isinstance(obs_space, TokenSpace)
         self.obs = self._allocate_obs(obs_space)
-        self.actions = torch.zeros((S, T, *(atn_space.shape or ())), dtype=action_dtype(atn_space), device=device)
+        self.actions = torch.zeros(
+            (S, T, *(atn_space.shape or ())), dtype=action_dtype(atn_space), device=device
+        )
         self.values = torch.zeros(S, T, device=device)
         self.logprobs = torch.zeros(S, T, device=device)
         self.ratio = torch.ones(S, T, device=device)
@@ -153,7 +155,9 @@ class Experience:
         rows, column = self._rows_and_column(env_id)
         starts_segment = column == 0
         if starts_segment and self._segment[env_id.start] > 0:
-            self._close(rows - self.total_agents, rewards, dones, truncations, mask, values, truncation_values)
+            self._close(
+                rows - self.total_agents, rewards, dones, truncations, mask, values, truncation_values
+            )
         if starts_segment:
             self._keep_initial_state(rows, env_id)
 
@@ -281,7 +285,10 @@ class Experience:
 
     def state_dict(self) -> dict[str, Any]:
         """What outlives a batch: agents' recurrent state and mean rewards. Valid between two rollouts."""
-        return {"rollout_state": self.rollout_state.state_dict(), "mean_reward": self._mean_reward.cpu().numpy()}
+        return {
+            "rollout_state": self.rollout_state.state_dict(),
+            "mean_reward": self._mean_reward.cpu().numpy(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rollout_state.load_state_dict(state["rollout_state"])
@@ -289,7 +296,8 @@ class Experience:
 
     def agent_rows(self) -> list[Tensor]:
         """Row indices ``(N,)`` of all agents' first segments, then of their second ones, and so on."""
-        return list(torch.arange(self.segments, device=self.device).split(self.total_agents))
+        rows = torch.arange(self.segments, device=self.device).view(-1, self.total_agents)
+        return list(rows.unbind())
 
     def inputs(self, indices: Tensor) -> Minibatch:
         """What a policy reads of these rows: obs, actions, rewards, dones, last_actions."""

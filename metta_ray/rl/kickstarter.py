@@ -37,7 +37,11 @@ class Kickstarter:
     """
 
     def __init__(
-        self, config: KickstartConfig, device: torch.device | str, policy_store: PolicyStore | None, env: VecEnv
+        self,
+        config: KickstartConfig,
+        device: torch.device | str,
+        policy_store: PolicyStore | None,
+        env: VecEnv,
     ):
         self.config = config
         self._rollout_id = -1

@@ -47,7 +47,8 @@ class Optimizer:
         self._skipped_in_a_row = 0
         self._accumulated = 0
 
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in policy.named_parameters():
             is_matrix = optimizer_type == "muon" and _is_hidden_matrix(name, parameter)
             (matrices if is_matrix else others).append(parameter)
@@ -99,13 +100,18 @@ class Optimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizers": [o.state_dict() for o in self.optimizers], "skipped_updates": self.skipped_updates}
+        return {
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "skipped_updates": self.skipped_updates,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError if the state belongs to other parameters or another type of optimizer."""
         states = state["optimizers"]
         if len(states) != len(self.optimizers):
-            raise ValueError(f"state of {len(states)} optimizers for {len(self.optimizers)}: another optimizer type")
+            raise ValueError(
+                f"state of {len(states)} optimizers for {len(self.optimizers)}: another optimizer type"
+            )
         for optimizer, one in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(one)
         self.skipped_updates = int(state["skipped_updates"])

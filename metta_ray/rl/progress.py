@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metta_ray.common.profiling.stopwatch import Stopwatch
+from metta_ray.rl.distributed import setup_distributed_vars
 
 PHASES = {"environment": "_rollout.env", "inference": "_rollout.inference", "training": "_train"}
 BAR_WIDTH = 20
@@ -20,13 +21,30 @@ class MetricsLog:
 
     def __init__(self, run_dir: str | Path, *, keep_until_epoch: int | None = None):
         self.path = Path(run_dir) / "metrics.jsonl"
-        if keep_until_epoch is not None and self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _epoch_of(line) <= keep_until_epoch]
+        is_master, _, _ = setup_distributed_vars()
+        if is_master and keep_until_epoch is not None and self.path.exists():
+            kept = [
+                line for line in self.path.read_text().splitlines() if _epoch_of(line) <= keep_until_epoch
+            ]
             self.path.write_text("".join(f"{line}\n" for line in kept))
 
-    def write(self, **metrics: Any) -> None:
+    def write(
+        self,
+        epoch: int,
+        agent_step: int,
+        speed: dict[str, float],
+        metrics: dict[str, Any],
+        *,
+        losses: dict[str, float],
+        hyperparameters: dict[str, float],
+    ) -> None:
+        """One line; of ``metrics`` only numbers are kept."""
+        line = {"epoch": epoch, "agent_step": agent_step, **speed}
+        line |= {f"losses/{name}": value for name, value in losses.items()}
+        line |= {f"hyperparameters/{name}": value for name, value in hyperparameters.items()}
+        line |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         with self.path.open("a") as file:
-            file.write(json.dumps(metrics, default=float) + "\n")
+            file.write(json.dumps(line) + "\n")
 
 
 class EpochProgress:

@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metta_ray.agent.metta_agent import MettaAgent
 from metta_ray.agent.policy_files import read_weights, write_policy_files
 from metta_ray.agent.policy_metadata import PolicyMetadata
 from metta_ray.agent.policy_record import FILE_SCHEME, PolicyRecord, make_model_name
 from metta_ray.agent.policy_store import PolicyStore
-from metta_ray.common.errors import CheckpointError, PolicyMismatchError
+from metta_ray.agent.weights import copy_weights
+from metta_ray.common.errors import CheckpointError
 from metta_ray.common.profiling.stopwatch import Stopwatch
 from metta_ray.common.util.fs import atomic_directory
 from metta_ray.common.util.state_directory import (
@@ -45,7 +45,13 @@ from metta_ray.common.util.state_directory import (
     write_manifest,
 )
 from metta_ray.envs.vecenv import VecEnv
-from metta_ray.rl.distributed import barrier, broadcast_bytes, gather_bytes, setup_distributed_vars, unwrap_agent
+from metta_ray.rl.distributed import (
+    barrier,
+    broadcast_bytes,
+    gather_bytes,
+    setup_distributed_vars,
+    unwrap_agent,
+)
 from metta_ray.rl.experience import Experience
 from metta_ray.rl.optimizer import Optimizer
 from metta_ray.rl.update import should_run_on_interval
@@ -93,7 +99,7 @@ def save_checkpoint(
         record = PolicyRecord(
             run_name=directory.name,
             uri=f"{FILE_SCHEME}{directory.absolute()}",
-            metadata=PolicyMetadata(**(details | (metadata or {}))),
+            metadata=PolicyMetadata(details | (metadata or {})),
             policy=unwrap_agent(agent),
         )
         trainer = {
@@ -136,7 +142,7 @@ def load_checkpoint(
     if found is None:
         return 0, 0, None
     checkpoint = _Checkpoint(**found)
-    _load_weights(unwrap_agent(agent), checkpoint)
+    copy_weights(unwrap_agent(agent), checkpoint.weights, checkpoint.path)
     trainer = checkpoint.trainer
     if optimizer is not None:
         _load_optimizer(optimizer, trainer["optimizer"], checkpoint.path)
@@ -225,21 +231,6 @@ def _broadcast_result(read: Callable[[], dict[str, Any] | None]) -> dict[str, An
     return value
 
 
-def _load_weights(agent: MettaAgent, checkpoint: _Checkpoint) -> None:
-    weights = {name: torch.from_numpy(array) for name, array in checkpoint.weights.items()}
-    own = {name: tuple(tensor.shape) for name, tensor in agent.state_dict().items()}
-    saved = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    different = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
-    if different:
-        name = different[0]
-        raise PolicyMismatchError(
-            f"the policy in {checkpoint.path} has another architecture than this agent: {len(different)} of its "
-            f"parameters differ, e.g. {name}: saved {saved.get(name)}, here {own.get(name)}. Use the agent config it "
-            "was trained with (config.yaml of its run), or another run name"
-        )
-    agent.load_state_dict(weights)
-
-
 def _load_optimizer(optimizer: Optimizer, state: dict[str, Any], path: str) -> None:
     try:
         optimizer.load_state_dict(_to_torch(state))
@@ -289,7 +280,9 @@ def random_state() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state().numpy(),
-        "cuda": [state.numpy() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+        "cuda": [state.numpy() for state in torch.cuda.get_rng_state_all()]
+        if torch.cuda.is_available()
+        else [],
         "numpy": {"name": name, "keys": keys, "position": position, "has_gauss": has_gauss, "cached": cached},
         "python": {"version": version, "internal": np.array(internal, np.uint64), "gauss": gauss},
     }
@@ -300,7 +293,9 @@ def set_random_state(state: dict[str, Any]) -> None:
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all([torch.from_numpy(one) for one in state["cuda"]])
     numpy_state = state["numpy"]
-    np.random.set_state(tuple(numpy_state[key] for key in ("name", "keys", "position", "has_gauss", "cached")))
+    np.random.set_state(
+        tuple(numpy_state[key] for key in ("name", "keys", "position", "has_gauss", "cached"))
+    )
     python = state["python"]
     random.setstate((python["version"], tuple(int(word) for word in python["internal"]), python["gauss"]))
 

@@ -1,6 +1,7 @@
 """Convolutions, then linear layers: the architectures ``default``, ``fast`` and ``light``.
 
-Letters: N rows, C channels, K places of the sparse token box, O output channels, Q positions of the first kernel.
+Letters: N rows, C channels, K places of the sparse token box, O output channels, Q positions of the first
+kernel.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metta_ray.agent.agent_config import AgentConfig
+from metta_ray.agent.networks.conv_table import ConvGeometry, conv_table
 from metta_ray.agent.networks.layers import ACTIVATIONS, HIDDEN_GAIN, initialise, linear_stack
 from metta_ray.agent.networks.registry import register_network
 from metta_ray.agent.token_encoder import SparseBox, TokenEncoder, compute_dtype, sum_of_rows
@@ -45,7 +47,9 @@ def padding_to_fit(size: int, kernel: int, stride: int, padding: int) -> tuple[i
 
 
 class ConvStack(nn.Module):
-    """Convolutions with activations, flattened, then linear layers: ``(N, C, height, width)`` → ``(N, size)``."""
+    """Convolutions with activations, flattened, then linear layers: ``(N, C, height, width)`` → ``(N,
+    size)``.
+    """
 
     def __init__(self, channels: int, height: int, width: int, config: AgentConfig) -> None:
         super().__init__()
@@ -83,7 +87,7 @@ class ConvStack(nn.Module):
         image = self.activation(image)
         for layer in range(1, len(self.convs)):
             image = self.activation(self.convolve(layer, image))
-        # Flattened channels last, which is how the box and hence every map lies in memory: a view, not a copy.
+        # Flattened channels last, which is how the box and every map lie in memory: a view, not a copy.
         features: Tensor = self.linear(image.permute(0, 2, 3, 1).flatten(1))
         return features
 
@@ -98,7 +102,9 @@ class ConvStack(nn.Module):
 
 
 class ImageCnn(nn.Module):
-    """Images ``(height, width, C)`` or ``(C, height, width)``, told apart by the shorter axis; bytes become [0, 1]."""
+    """Images ``(height, width, C)`` or ``(C, height, width)``, told apart by the shorter axis; bytes become
+    [0, 1].
+    """
 
     def __init__(self, spec: EnvSpec, config: AgentConfig) -> None:
         super().__init__()
@@ -124,6 +130,17 @@ class TokenCnn(nn.Module):
         self.stack = ConvStack(self.tokens.num_channels, self.tokens.height, self.tokens.width, config)
         self.feature_size = self.stack.feature_size + self.tokens.num_scalars
         rows, columns = self.stack.sizes[1]
+        left, _, top, _ = self.stack.paddings[0]
+        self.geometry = ConvGeometry(
+            self.tokens.height,
+            self.tokens.width,
+            top,
+            left,
+            rows,
+            columns,
+            config.conv_kernels[0],
+            config.conv_strides[0],
+        )
         can_gather = rows * columns <= MAX_GATHER_POSITIONS
         self.gathers = can_gather if config.gather_conv is None else config.gather_conv
 
@@ -142,25 +159,7 @@ class TokenCnn(nn.Module):
         assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None
         rows, columns = self.stack.sizes[1]
-        flat = sum_of_rows(self.conv_table(conv), box.place, box.value)
+        table = conv_table(conv.weight, self.geometry, compute_dtype(conv.weight))
+        flat = sum_of_rows(table, box.place, box.value)
         image = flat.view(-1, rows, columns, conv.out_channels) + conv.bias.to(flat.dtype)
         return image.permute(0, 3, 1, 2)
-
-    def conv_table(self, conv: nn.Conv2d) -> Tensor:
-        """``(K, Q · O)``: what a 1 at each place adds to every output of the first convolution."""
-        kernel, stride = conv.kernel_size[0], conv.stride[0]
-        left, right, top, bottom = self.stack.paddings[0]
-        height, width = self.tokens.height, self.tokens.width
-        rows, columns = self.stack.sizes[1]
-        table = torch.zeros(
-            (height + top + bottom, width + left + right, conv.in_channels, rows, columns, conv.out_channels),
-            dtype=compute_dtype(conv.weight),
-            device=conv.weight.device,
-        )
-        weight = conv.weight.permute(2, 3, 1, 0)
-        for row in range(rows):
-            for column in range(columns):
-                y, x = row * stride, column * stride
-                table[y : y + kernel, x : x + kernel, :, row, column] = weight
-        inside = table[top : top + height, left : left + width]
-        return inside.reshape(self.tokens.num_places, -1)

@@ -47,7 +47,9 @@ class VectorMlp(nn.Module):
 
 
 class TokenMlp(nn.Module):
-    """The first layer reads only filled places of the box; ``gather_conv=False`` takes the dense box instead."""
+    """The first layer reads only filled places of the box; ``gather_conv=False`` takes the dense box
+    instead.
+    """
 
     def __init__(self, spec: EnvSpec, config: AgentConfig) -> None:
         super().__init__()

@@ -47,10 +47,10 @@ def network_class(architecture: str) -> NetworkClass:
     if colon:
         return _imported(architecture, module_name, class_name)
     nearest = difflib.get_close_matches(architecture, _NETWORKS, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = f"; did you mean {nearest[0]!r}" if nearest else ""
     raise ConfigError(
-        f"architecture={architecture!r} is unknown{hint} Known: {', '.join(sorted(_NETWORKS))}, or module:Class of a "
-        "network that can be imported (a registered one must be imported first)"
+        f"architecture={architecture!r} is unknown{hint}; known: {', '.join(sorted(_NETWORKS))}, "
+        "or module:Class of a network that can be imported (a registered one must be imported first)"
     )
 
 

@@ -271,7 +271,7 @@ class Stopwatch:
             }
 
     def load_state(self, state: dict[str, Any], resume_running: bool = True) -> None:
-        """Replaces all timers. Those that ran when saved run on from now, unless ``resume_running`` is False."""
+        """Replaces all timers. Those that ran when saved run on, unless ``resume_running`` is False."""
         with self._lock:
             now = self._clock()
             self._timers = {GLOBAL_TIMER: self._new_timer()}

@@ -227,6 +227,11 @@ class RunLock:
         cls._held[run_dir] = cls(run_dir, file)
         return cls._held[run_dir]
 
+    @classmethod
+    def held(cls, run_dir: Path | str) -> RunLock | None:
+        """The lock that this process holds on ``run_dir``, if it does."""
+        return cls._held.get(Path(run_dir).resolve())
+
     def release(self) -> None:
         """Gives the right up. Safe to call twice."""
         if self._held.pop(self.run_dir, None) is not None:

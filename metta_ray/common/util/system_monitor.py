@@ -20,8 +20,8 @@ _MB = 1024 * 1024
 class SystemMonitor:
     """Keeps the latest samples of every metric.
 
-    interval_s: time between samples. history: samples kept per metric. hourly_cost: currency units per hour of
-        this machine, for ``cost/…``; None leaves these out.
+    interval_s: time between samples. history: samples kept per metric. hourly_cost: what an hour of
+        this machine costs, for ``cost/…``; None leaves these out.
     """
 
     def __init__(

@@ -184,9 +184,8 @@ def _check_name(path: list[str], written: str, model_type: type[BaseModel] | Non
     if _exists(path, model_type, plain):
         return
     name = ".".join(path)
-    nearest = difflib.get_close_matches(name, known_names, n=1, cutoff=0.5)
-    if not nearest:  # the right last name in a wrong place
-        nearest = [known for known in known_names if known.split(".")[-1] == path[-1]][:1]
+    nearest = [known for known in known_names if known.split(".")[-1] == path[-1]]  # elsewhere
+    nearest = difflib.get_close_matches(name, nearest or known_names, n=1, cutoff=0.5) or nearest
     hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(sorted(known_names))}"
     raise ConfigError(f"unknown setting {written!r}{hint}")
 

@@ -24,22 +24,10 @@ from pydantic import ValidationError
 from metta_ray.common.errors import CheckpointError, ConfigError, UsageError
 from metta_ray.common.util.typed_config import did_you_mean, format_validation_error
 from metta_ray.envs.tasks import TaskTable, TaskTemplate
-from metta_ray.mettagrid.task_spec import TaskSpec
+from metta_ray.mettagrid.task_spec import FixedTask, TaskSpec
 
 COMPLETION_WINDOW = 500
 """Completion rates are shares of this many latest episodes."""
-
-
-@dataclass(frozen=True)
-class FixedTask:
-    """A template without randomness of its own: every draw is the same spec."""
-
-    task_id: str
-    spec: TaskSpec
-
-    def draw(self, rng: np.random.Generator) -> TaskSpec:
-        del rng
-        return self.spec
 
 
 @dataclass(frozen=True)
@@ -266,7 +254,7 @@ class SingleTaskCurriculum(Curriculum):
     """Always the same task."""
 
     def __init__(self, task_id: str, spec: TaskSpec) -> None:
-        super().__init__([FixedTask(task_id, spec)])
+        super().__init__([FixedTask(spec, task_id)])
 
 
 class PreBuiltConfigCurriculum(SingleTaskCurriculum):

@@ -18,7 +18,7 @@ _SINGLE_TASKS = {
     "arena": TaskSpec(kind="arena", num_agents=24),
     # The window is too small to see the cue from the arms; -0.5 for the wrong one makes guessing pay.
     "memory/tmaze": TaskSpec(kind="tmaze", num_agents=1, max_steps=60, window=5),
-    "navigation_sequence": TaskSpec(kind="sequence"),
+    "navigation_sequence": TaskSpec(kind="sequence", terrain="varied_terrain/sparse_small"),
     "smoke": TaskSpec(kind="smoke", num_agents=1, max_steps=32, window=5),
     "curriculum/simple": TaskSpec(kind="navigation"),
 }

@@ -25,7 +25,10 @@ from metta_ray.common.util.state_directory import write_manifest
 from metta_ray.envs.env_spec import EnvSpec
 
 SPEC = EnvSpec(
-    "gym:Toy", gymnasium.spaces.Box(-1, 1, (3,), np.float32), gymnasium.spaces.Discrete(2), action_names=("l", "r")
+    "gym:Toy",
+    gymnasium.spaces.Box(-1, 1, (3,), np.float32),
+    gymnasium.spaces.Discrete(2),
+    action_names=("l", "r"),
 )
 
 
@@ -44,7 +47,9 @@ def checkpoints(tmp_path: Path) -> Path:
     return tmp_path / "run" / "checkpoints"
 
 
-def save(store: PolicyStore, checkpoints: Path, epoch: int, *, name: str | None = None, **metadata) -> PolicyRecord:
+def save(
+    store: PolicyStore, checkpoints: Path, epoch: int, *, name: str | None = None, **metadata
+) -> PolicyRecord:
     record = store.create_empty_policy_record(name or make_model_name(epoch), checkpoints)
     record.policy = new_policy(epoch)
     record.metadata = PolicyMetadata(epoch=epoch, agent_step=100 * epoch, **metadata)
@@ -53,7 +58,9 @@ def save(store: PolicyStore, checkpoints: Path, epoch: int, *, name: str | None 
 
 def save_trainer_checkpoint(checkpoints: Path, epoch: int) -> Path:
     directory = checkpoints / make_model_name(epoch)
-    record = PolicyRecord(directory.name, f"file://{directory}", PolicyMetadata(epoch=epoch), policy=new_policy(epoch))
+    record = PolicyRecord(
+        directory.name, f"file://{directory}", PolicyMetadata(epoch=epoch), policy=new_policy(epoch)
+    )
     with atomic_directory(directory) as unfinished:
         policy_files.write_policy_files(unfinished, record)
         (unfinished / "trainer.json").write_text("{}")
@@ -173,7 +180,14 @@ def test_a_policy_without_an_architecture_is_refused(store, checkpoints):
 def test_bare_paths_file_uris_and_run_names_find_the_same_policy(store, checkpoints):
     uri = save(store, checkpoints, 4).uri
 
-    for spelling in (uri, checkpoints / "model_0004", str(checkpoints), checkpoints.parent, "run", f"file://{checkpoints}"):
+    for spelling in (
+        uri,
+        checkpoints / "model_0004",
+        str(checkpoints),
+        checkpoints.parent,
+        "run",
+        f"file://{checkpoints}",
+    ):
         assert store.policy_record(spelling).uri == uri
 
 

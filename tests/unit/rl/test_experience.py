@@ -12,7 +12,9 @@ from metta_ray.rl.experience import Experience, segment_probabilities
 VECTOR = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
 
-def make(agents=4, segments_per_agent=2, horizon=3, *, minibatch_segments=None, space=VECTOR, layers=0, **kwargs):
+def make(
+    agents=4, segments_per_agent=2, horizon=3, *, minibatch_segments=None, space=VECTOR, layers=0, **kwargs
+):
     segments = agents * segments_per_agent
     minibatch = (minibatch_segments or segments) * horizon
     return Experience(
@@ -47,7 +49,7 @@ def store(experience, agents, step, *, rewards=None, dones=None, mask=None, trun
         mark,
         agents,
         torch.ones(n, dtype=torch.bool) if mask is None else mask,
-        {"lstm_h": mark.repeat(1, 2).view(1, n, 2), "lstm_c": mark.repeat(1, 2).view(1, n, 2)}
+        {"lstm_h": mark[None, :, None].repeat(1, 1, 2), "lstm_c": mark[None, :, None].repeat(1, 1, 2)}
         if experience.rollout_state.is_recurrent
         else None,
         truncation_values=truncation_values,
@@ -240,5 +242,13 @@ def test_sizes_that_do_not_fit_are_refused_with_the_nearest(sizes, message):
     minibatch = sizes.get("minibatch", batch)
     with pytest.raises(ConfigError, match=message):
         Experience(
-            sizes["agents"], batch, horizon, minibatch, minibatch, VECTOR, gymnasium.spaces.Discrete(2), "cpu", 1
+            sizes["agents"],
+            batch,
+            horizon,
+            minibatch,
+            minibatch,
+            VECTOR,
+            gymnasium.spaces.Discrete(2),
+            "cpu",
+            1,
         )

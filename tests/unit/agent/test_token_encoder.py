@@ -1,0 +1,89 @@
+"""The sparse box, and the two ways to put a network's first layer on it."""
+
+import pytest
+import torch
+
+from metta_ray.agent.agent_config import AgentConfig
+from metta_ray.agent.networks.cnn import padding_to_fit
+from metta_ray.agent.networks.registry import build_network
+from metta_ray.agent.token_encoder import TokenEncoder, sum_of_rows, used_tokens
+
+
+def tokens(*rows: list[tuple[int, int, int]], width: int = 6) -> torch.Tensor:
+    padded = [[*row, *[(255, 255, 255)] * (width - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.uint8)
+
+
+def test_tokens_land_in_their_cell_and_channel(token_spec):
+    encoder = TokenEncoder(token_spec())
+    box = encoder(tokens([(254, 1, 51), (0x12, 9, 1), (0x40, 5, 1)], []))
+    dense = encoder.dense_box(box)
+
+    assert dense.shape == (2, encoder.num_channels, 5, 5)
+    assert dense[0, encoder.channels.index("inv:heart"), 1, 2] == 1.0
+    assert dense[0, encoder.channels.index("tag:type:wall"), 4, 0] == 1.0
+    assert dense.sum() == 2.0
+    assert box.scalars[0, encoder.scalars.index("episode_completion_pct")] == pytest.approx(0.2)
+    assert box.scalars[1].sum() == 0
+
+
+def test_entries_for_one_place_add_up(token_spec):
+    encoder = TokenEncoder(token_spec())
+    # Bytes 16 and 2 of one amount, 528 ores, in one cell.
+    dense = encoder.dense_box(encoder(tokens([(0x22, 7, 16), (0x22, 8, 2)])))
+
+    assert dense[0, encoder.channels.index("inv:ore"), 2, 2] == pytest.approx(1.5 + 1.125)
+
+
+def test_cells_outside_the_window_are_ignored(token_spec):
+    encoder = TokenEncoder(token_spec())
+    assert encoder.dense_box(encoder(tokens([(0x55, 9, 1), (0x05, 9, 1)]))).sum() == 0
+
+
+@pytest.mark.parametrize("longest", [0, 1, 5, 39, 40])
+def test_padding_is_trimmed_to_the_longest_row(longest):
+    obs = torch.full((3, 40, 3), 255, dtype=torch.uint8)
+    obs[1, :longest] = 7
+    assert used_tokens(obs) == max(1, longest)
+
+
+@pytest.mark.parametrize("architecture", ["light", "fast", "mlp"])
+@pytest.mark.parametrize("window", [5, 11, 13])
+def test_gathered_first_layer_equals_dense_one_with_its_gradient(
+    token_spec, some_tokens, architecture, window
+):
+    spec = token_spec(window=window)
+    obs = some_tokens(spec, 20)
+    results = []
+    for gather in (True, False):
+        torch.manual_seed(0)
+        network = build_network(spec, AgentConfig(architecture=architecture, gather_conv=gather))
+        features = network(obs)
+        features.square().sum().backward()
+        results.append([features, *(parameter.grad for parameter in network.parameters())])
+
+    for gathered, dense in zip(*results, strict=True):
+        torch.testing.assert_close(gathered, dense, atol=1e-5, rtol=1e-5)
+
+
+def test_sum_of_rows_is_a_matrix_product_with_its_gradient():
+    torch.manual_seed(0)
+    table = torch.randn(7, 3, requires_grad=True)
+    place = torch.tensor([[0, 6, 6], [2, 0, 0]], dtype=torch.int32)
+    value = torch.tensor([[1.0, 2.0, 0.5], [3.0, 0.0, 0.0]])
+    matrix = torch.zeros(2, 7)
+    matrix[0, 0], matrix[0, 6], matrix[1, 2] = 1.0, 2.5, 3.0
+    gradient = torch.randn(2, 3)
+
+    summed = sum_of_rows(table, place, value)
+    summed.backward(gradient)
+
+    torch.testing.assert_close(summed, matrix @ table)
+    torch.testing.assert_close(table.grad, matrix.T @ gradient)
+
+
+def test_padding_lets_kernels_cover_every_cell():
+    assert padding_to_fit(11, kernel=5, stride=3, padding=0) == (0, 0)
+    assert padding_to_fit(13, kernel=5, stride=3, padding=0) == (0, 1)
+    assert padding_to_fit(3, kernel=5, stride=3, padding=0) == (1, 1)
+    assert padding_to_fit(11, kernel=3, stride=1, padding=1) == (1, 1)
