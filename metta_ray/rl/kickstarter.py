@@ -16,7 +16,7 @@ from metta_ray.agent.policy_store import PolicyStore
 from metta_ray.common.errors import ConfigError
 from metta_ray.envs.vecenv import VecEnv
 from metta_ray.rl.experience import Experience, Minibatch
-from metta_ray.rl.kickstarter_config import KickstartConfig, KickstartTeacherConfig
+from metta_ray.rl.kickstarter_config import KickstartConfig
 
 
 @dataclass
@@ -45,14 +45,7 @@ class Kickstarter:
     ):
         self.config = config
         self._rollout_id = -1
-        teachers = list(config.additional_teachers or [])
-        if config.teacher_uri:
-            first = KickstartTeacherConfig(
-                teacher_uri=config.teacher_uri,
-                action_loss_coef=config.action_loss_coef,
-                value_loss_coef=config.value_loss_coef,
-            )
-            teachers.insert(0, first)
+        teachers = config.teachers
         if teachers and policy_store is None:
             raise ConfigError(f"kickstart has {len(teachers)} teachers but no policy_store to load them from")
         self.teachers: list[_Teacher] = []
