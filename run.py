@@ -37,6 +37,7 @@ from metta_ray.api import (
     load_checkpoint,
     load_initial_policy,
     maybe_update_l2_weights,
+    naming_last_checkpoint,
     parse_run_options,
     perform_rollout_step,
     prepare_process,
@@ -50,6 +51,7 @@ from metta_ray.api import (
     setup_distributed_vars,
     setup_run_directories,
     should_run_on_interval,
+    sum_over_ranks,
     update_policy,
     wrap_agent_distributed,
 )
@@ -75,16 +77,16 @@ def train(options: RunOptions) -> int:
     prepare_process(config.seed, threads=options.threads)
 
     # Options that do not fit together are found here, before anything is written.
-    vecenv = Environment(**options.environment)
+    vecenv = Environment(**options.environment())
     agent = Agent(vecenv, config=options.agent, device=str(device))
     experience = build_experience(config, vecenv, agent, device)
     optimizer = build_optimizer(config, agent)
+    policy_store = PolicyStore(device=str(device), data_dir=options.data_dir or "./train_dir")
+    kickstarter = Kickstarter(config.kickstart, device, policy_store, vecenv)
 
     if options.fresh and options.run and is_master:
         set_run_aside(options.run, options.data_dir)
     dirs = setup_run_directories(options.run, options.data_dir)
-    policy_store = PolicyStore(device=str(device), data_dir=options.data_dir or "./train_dir")
-    kickstarter = Kickstarter(config.kickstart, device, policy_store, vecenv)
     save_experiment_config(dirs, device, config, **options.record())
     config = config.in_run_dir(dirs.run_dir)
     timer = Stopwatch()
@@ -113,7 +115,7 @@ def train(options: RunOptions) -> int:
     policy = wrap_agent_distributed(agent, device)
 
     say(
-        f"run {dirs.run_name}: {options.env} with {vecenv.num_envs} environments, {vecenv.num_agents} agents on each of "
+        f"run {dirs.run_name}: {config.curriculum_or_env} with {vecenv.num_envs} environments, {vecenv.num_agents} agents on each of "
         f"{world_size} ranks; {agent.total_params:,} parameters; {config.total_timesteps:,} agent steps"
     )
     schedule = HyperparameterScheduler(config, optimizer)
@@ -121,10 +123,12 @@ def train(options: RunOptions) -> int:
     progress = EpochProgress(timer, config.total_timesteps)
     log = MetricsLog(dirs.run_dir, keep_until_epoch=epoch)
     stop = StopRequest()
-    record = None
-    while agent_step < config.total_timesteps and not stop.is_set():
+    last_epoch = epoch + options.stop_after_epochs if options.stop_after_epochs else None
+    is_last = agent_step >= config.total_timesteps  # a finished run that is started again plays its evaluation
+    record = policy_store.load_from_uri(resumed_from) if is_last and resumed_from else None
+    while not is_last:
         hyperparameters = schedule.step(agent_step)
-        with profiled_epoch(config.profiler, epoch):
+        with profiled_epoch(config.profiler, epoch), naming_last_checkpoint(config.checkpoint.checkpoint_dir):
             # Collect one batch: every agent takes bptt_horizon steps, as often as fit.
             stats: dict[str, list[Any]] = {}
             steps = 0
@@ -133,7 +137,8 @@ def train(options: RunOptions) -> int:
                 num_steps, infos = perform_rollout_step(policy, vecenv, experience, device, timer)
                 accumulate_rollout_stats(infos, stats)
                 steps += num_steps
-            agent_step += steps * world_size
+            steps = sum_over_ranks(steps)
+            agent_step += steps
             # Train on it.
             update_policy(
                 policy, optimizer, experience, config, kickstarter, agent_step, epoch, losses, device, timer
@@ -145,14 +150,14 @@ def train(options: RunOptions) -> int:
         metrics = process_training_stats(stats)
         if should_run_on_interval(epoch, config.grad_mean_variance_interval):
             metrics |= gradient_stats(policy)
-        speed = progress.lap(steps * world_size)
+        speed = progress.lap(steps)
         say(progress.line(epoch, agent_step, metrics.get("overview/reward"), speed))
         if is_master:
             log.write(
                 epoch, agent_step, speed, metrics, losses=losses.stats(), hyperparameters=hyperparameters
             )
 
-        is_last = agent_step >= config.total_timesteps
+        is_last = agent_step >= config.total_timesteps or epoch == last_epoch or stop.is_set()
         record = save_checkpoint(
             epoch,
             agent_step,
@@ -164,21 +169,13 @@ def train(options: RunOptions) -> int:
             **state,
         )
         if record and should_run_on_interval(epoch, config.simulation.evaluate_interval) and not is_last:
-            say(evaluate_run(record, options.env, options.env_overrides, dirs))
+            say(evaluate_run(record, config.curriculum_or_env, config.env_overrides, dirs))
 
     stop.restore()
-    record = record or save_checkpoint(
-        epoch,
-        agent_step,
-        checkpoint_path=config.checkpoint.checkpoint_dir,
-        checkpoint_interval=1,
-        force_save=True,
-        **state,
-    )
     vecenv.close()
-    if record:
+    if record and is_master:
         if options.evaluate:
-            say(evaluate_run(record, options.env, options.env_overrides, dirs))
+            say(evaluate_run(record, config.curriculum_or_env, config.env_overrides, dirs))
         say(f"checkpoint: {record.uri}")
         say(
             f"resume:     python run.py --run {dirs.run_name} with the same options, and more --total-timesteps"

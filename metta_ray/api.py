@@ -15,6 +15,7 @@ from metta_ray.rl.distributed import (
     cleanup_distributed,
     setup_device_and_distributed,
     setup_distributed_vars,
+    sum_over_ranks,
     wrap_agent_distributed,
 )
 from metta_ray.rl.environment import Environment
@@ -35,11 +36,12 @@ from metta_ray.rl.run_directories import (
 from metta_ray.rl.run_options import RunOptions, parse_run_options
 from metta_ray.rl.session import StopRequest, prepare_process
 from metta_ray.rl.stats import accumulate_rollout_stats, process_training_stats
-from metta_ray.rl.trainer_checkpoint import load_checkpoint, save_checkpoint
+from metta_ray.rl.trainer_checkpoint import load_checkpoint, naming_last_checkpoint, save_checkpoint
 from metta_ray.rl.trainer_config import (
     CheckpointConfig,
     OptimizerConfig,
     PPOConfig,
+    SimulationConfig,
     TrainerConfig,
 )
 from metta_ray.rl.update import (
@@ -74,6 +76,7 @@ __all__ = [
     "PreBuiltConfigCurriculum",
     "RunDirectories",
     "RunOptions",
+    "SimulationConfig",
     "StopRequest",
     "Stopwatch",
     "SystemMonitor",
@@ -90,6 +93,8 @@ __all__ = [
     "gradient_stats",
     "load_checkpoint",
     "load_initial_policy",
+    "maybe_update_l2_weights",
+    "naming_last_checkpoint",
     "parse_run_options",
     "perform_rollout_step",
     "prepare_process",
@@ -104,6 +109,7 @@ __all__ = [
     "setup_distributed_vars",
     "setup_run_directories",
     "should_run_on_interval",
+    "sum_over_ranks",
     "update_policy",
     "wrap_agent_distributed",
 ]

@@ -84,8 +84,7 @@ class ActionHead(nn.Module):
             self.action_shape,
         ):
             raise PolicyMismatchError(
-                f"the policy acts in {self.kind}{list(self.action_shape)}, "
-                f"but {spec.name} has {spec.action_space}"
+                f"the policy acts in {self.kind}{list(self.action_shape)}, but {spec.name} has {spec.action_space}"
             )
         if self.kind == "Discrete" and self.names and spec.action_names:
             self.adapt_names(spec.action_names)
@@ -100,13 +99,10 @@ class ActionHead(nn.Module):
         position = {name: index for index, name in enumerate(self.names)}
         if not position.keys() & set(names):
             raise PolicyMismatchError(
-                f"no action in common: the policy knows {', '.join(self.names)}; "
-                f"the environment has {', '.join(names)}"
+                f"no action in common: the policy knows {', '.join(self.names)}; the environment has {', '.join(names)}"
             )
         self.is_adapted = tuple(names) != tuple(self.names)
-        source = torch.tensor(
-            [position.get(name, self.num_outputs) for name in names], device=self.source.device
-        )
+        source = torch.tensor([position.get(name, self.num_outputs) for name in names], device=self.source.device)
         self.source = source
         padded = torch.cat([torch.eye(self.num_outputs), torch.zeros(1, self.num_outputs)])
         self.last_action_rows = padded[source.cpu()].to(source.device)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from metta_ray.common.errors import ConfigError
-from metta_ray.common.util.typed_config import StrictModel
+from metta_ray.common.util.typed_config import StrictModel, validated
 
 Activation = Literal["relu", "tanh", "gelu", "silu", "elu"]
 BUILT_IN = ("default", "fast", "light", "mlp")
@@ -70,9 +70,7 @@ class AgentConfig(StrictModel):
         description="zeros around each convolution's input; where kernels still do not cover it, more",
     )
     hidden_sizes: tuple[int, ...] = Field(default=(), description="linear layers of the encoder")
-    activation: Activation = Field(
-        default="relu", description="after each layer of the encoder and the actor"
-    )
+    activation: Activation = Field(default="relu", description="after each layer of the encoder and the actor")
     lstm_hidden_size: int = Field(default=0, ge=0, description="0: no recurrence")
     lstm_layers: int = Field(default=1, ge=1, description="ignored without recurrence")
     actor_hidden_sizes: tuple[int, ...] = Field(default=(), description="layers between core and logits")
@@ -83,9 +81,7 @@ class AgentConfig(StrictModel):
         description="an encoder of its own for the critic, so that large values cannot spoil the actor's "
         "features; only without recurrence, where it is the default of mlp",
     )
-    side_inputs: bool = Field(
-        default=True, description="last action and last reward join the encoder's features"
-    )
+    side_inputs: bool = Field(default=True, description="last action and last reward join the encoder's features")
     last_action_token: bool = Field(
         default=True, description="read the engine's last_action token (0 where the action failed), one-hot"
     )
@@ -159,7 +155,7 @@ def agent_config_from(config: Any, *, default_architecture: str = "default") -> 
     """An AgentConfig from what users pass: None, AgentConfig, a dict or omegaconf DictConfig, either bare or
     under the key ``agent``. Without ``architecture`` the default one is meant.
 
-    Raises ConfigError where it is none of these; pydantic's ValidationError (a ValueError) for wrong fields.
+    Raises ConfigError where it is none of these, or for wrong fields.
     """
     if isinstance(config, AgentConfig):
         return config
@@ -169,7 +165,7 @@ def agent_config_from(config: Any, *, default_architecture: str = "default") -> 
         if isinstance(inner, AgentConfig):
             return inner
         fields = _plain_dict(inner)
-    return AgentConfig(**{"architecture": default_architecture, **fields})
+    return validated(AgentConfig, {"architecture": default_architecture, **fields})
 
 
 def _plain_dict(config: Any) -> dict[str, Any]:

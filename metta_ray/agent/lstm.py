@@ -21,9 +21,7 @@ class SequenceLSTM(nn.Module):
     step; only the forget gate has a reason to start open.)
     """
 
-    def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int, *, orthogonal: bool = True
-    ) -> None:
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int, *, orthogonal: bool = True) -> None:
         super().__init__()
         self.input_size = input_size
         self.hidden_size = hidden_size

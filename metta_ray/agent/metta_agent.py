@@ -58,9 +58,7 @@ class MettaAgent(nn.Module):
             core_inputs += self.action_head.last_action_size + 1
         self.lstm: SequenceLSTM | None = None
         if config.lstm_hidden_size:
-            self.lstm = SequenceLSTM(
-                core_inputs, config.lstm_hidden_size, config.lstm_layers, orthogonal=orthogonal
-            )
+            self.lstm = SequenceLSTM(core_inputs, config.lstm_hidden_size, config.lstm_layers, orthogonal=orthogonal)
         self.hidden_size = config.lstm_hidden_size or core_inputs
         self.core_num_layers = config.lstm_layers if config.lstm_hidden_size else 0
         self.actor = head(
@@ -81,9 +79,7 @@ class MettaAgent(nn.Module):
         if config.l2_init:
             self.update_l2_init_weight_copy()
         if config.clip_range:
-            bounds = [
-                config.clip_range * largest for largest in largest_weights(weight_matrices(self)).values()
-            ]
+            bounds = [config.clip_range * largest for largest in largest_weights(weight_matrices(self)).values()]
             self.register_buffer("clip_bounds", torch.tensor(bounds))
         self.autocast_dtype: torch.dtype | None = None
         # What the environment's (feature id, value) pairs are called here; empty while they need no renaming.
@@ -181,15 +177,11 @@ class MettaAgent(nn.Module):
     def _recurrent_state(self, state: PolicyState, rows: int, like: Tensor) -> tuple[Tensor, Tensor]:
         assert self.lstm is not None
         expected = (self.core_num_layers, rows, self.hidden_size)
-        given = [
-            self.lstm.zero_state(rows, like) if part is None else part
-            for part in (state.lstm_h, state.lstm_c)
-        ]
+        given = [self.lstm.zero_state(rows, like) if part is None else part for part in (state.lstm_h, state.lstm_c)]
         for part in given:
             if tuple(part.shape) != expected:
                 raise PolicyMismatchError(
-                    f"recurrent state of shape {tuple(part.shape)}; "
-                    f"expected (layers, rows, hidden) = {expected}"
+                    f"recurrent state of shape {tuple(part.shape)}; expected (layers, rows, hidden) = {expected}"
                 )
         return given[0], given[1]
 
@@ -250,18 +242,14 @@ class MettaAgent(nn.Module):
     def original_feature_mapping(self) -> dict[str, int]:
         """Feature name → id in the environment that the policy was built for."""
         vocabulary = self.spec.vocabulary
-        return (
-            {} if vocabulary is None else {name: feature.id for name, feature in vocabulary.features.items()}
-        )
+        return {} if vocabulary is None else {name: feature.id for name, feature in vocabulary.features.items()}
 
     def _rename_tokens(self, vocabulary: TokenVocabulary, action_names: Sequence[str]) -> None:
         assert self.spec.vocabulary is not None
         pairs = token_remap(self.spec.vocabulary, self.spec.action_names, vocabulary, action_names)
         device = self.token_pairs.device
         self.token_pairs = (
-            torch.empty(0, 2, dtype=torch.uint8, device=device)
-            if pairs is None
-            else torch.from_numpy(pairs).to(device)
+            torch.empty(0, 2, dtype=torch.uint8, device=device) if pairs is None else torch.from_numpy(pairs).to(device)
         )
 
     # -- Storing --------------------------------------------------------------------------------------------
@@ -281,8 +269,7 @@ class MettaAgent(nn.Module):
         """A policy with fresh weights of the architecture that ``architecture()`` described."""
         if architecture.get("format") != ARCHITECTURE_FORMAT:
             raise PolicyMismatchError(
-                f"architecture of format {architecture.get('format')!r}; "
-                f"this version reads {ARCHITECTURE_FORMAT}"
+                f"architecture of format {architecture.get('format')!r}; this version reads {ARCHITECTURE_FORMAT}"
             )
         return cls(spec_json.from_json(architecture["spec"]), AgentConfig(**architecture["config"]))
 
@@ -298,9 +285,7 @@ class MettaAgent(nn.Module):
         0.
         """
         if self.config.clip_range:
-            for weight, bound in zip(
-                weight_matrices(self).values(), self.get_buffer("clip_bounds"), strict=True
-            ):
+            for weight, bound in zip(weight_matrices(self).values(), self.get_buffer("clip_bounds"), strict=True):
                 weight.clamp_(-bound, bound)
 
     def l2_init_loss(self) -> Tensor:
@@ -334,7 +319,5 @@ def _flat_action_names(names: Sequence[str], max_args: Sequence[int] | None) -> 
     if max_args is None or not any(max_args):
         return tuple(names)
     return tuple(
-        f"{name}_{argument}"
-        for name, largest in zip(names, max_args, strict=True)
-        for argument in range(largest + 1)
+        f"{name}_{argument}" for name, largest in zip(names, max_args, strict=True) for argument in range(largest + 1)
     )

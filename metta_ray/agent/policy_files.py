@@ -124,9 +124,7 @@ def written_at(directory: Path) -> int:
 
 def add_scores(directory: Path, scores: dict[str, Any]) -> None:
     """Remembers scores found after the policy was saved; later ones replace earlier ones of the same name."""
-    fs.atomic_write_text(
-        directory / SCORES, json.dumps({**_later_scores(directory), **scores}, indent=1) + "\n"
-    )
+    fs.atomic_write_text(directory / SCORES, json.dumps({**_later_scores(directory), **scores}, indent=1) + "\n")
 
 
 def _later_scores(directory: Path) -> dict[str, Any]:
@@ -139,7 +137,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; use another policy") from error
     if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(value).__name__} instead of an object; use another policy"
-        )
+        raise CheckpointError(f"{path} holds a {type(value).__name__} instead of an object; use another policy")
     return value

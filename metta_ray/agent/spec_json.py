@@ -23,9 +23,7 @@ def to_json(spec: EnvSpec) -> dict[str, Any]:
         "vocabulary": None
         if vocabulary is None
         else {
-            "features": {
-                name: [feature.id, feature.normalization] for name, feature in vocabulary.features.items()
-            },
+            "features": {name: [feature.id, feature.normalization] for name, feature in vocabulary.features.items()},
             "tags": list(vocabulary.tags),
             "height": vocabulary.height,
             "width": vocabulary.width,
@@ -78,10 +76,7 @@ def _action_from_json(data: Mapping[str, Any]) -> spaces.Space[Any]:
         return spaces.MultiDiscrete(data["nvec"])
     if data["kind"] == "Box":
         low, high = (
-            np.array([float(x) for x in data[name]], np.float32).reshape(data["shape"])
-            for name in ("low", "high")
+            np.array([float(x) for x in data[name]], np.float32).reshape(data["shape"]) for name in ("low", "high")
         )
         return spaces.Box(low, high, dtype=np.float32)
-    raise PolicyMismatchError(
-        f"action space of kind {data['kind']!r}: expected Discrete, MultiDiscrete or Box"
-    )
+    raise PolicyMismatchError(f"action space of kind {data['kind']!r}: expected Discrete, MultiDiscrete or Box")

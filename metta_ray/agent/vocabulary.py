@@ -117,9 +117,7 @@ def _lay_global(vector: _Columns, name: str, feature: int, action_names: Sequenc
     elif name == "episode_completion_pct":
         vector.scaled(feature, name, values / 255)
     elif name.startswith("lp:"):
-        vector.scaled(
-            feature, name, values / 32
-        )  # cells from the starting place; rooms are tens of cells wide
+        vector.scaled(feature, name, values / 32)  # cells from the starting place; rooms are tens of cells wide
     elif name == "last_action_move":
         vector.scaled(feature, name, values)
     else:
@@ -155,9 +153,7 @@ def token_remap(
         feature.id == original.features[name].id if name in original.features else feature.id not in known_ids
         for name, feature in current.features.items()
     )
-    keeps_names = tuple(current.tags) == tuple(original.tags) and tuple(current_actions) == tuple(
-        original_actions
-    )
+    keeps_names = tuple(current.tags) == tuple(original.tags) and tuple(current_actions) == tuple(original_actions)
     return None if keeps_ids and keeps_names else pairs.reshape(65536, 2)
 
 

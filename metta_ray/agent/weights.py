@@ -37,9 +37,7 @@ class ReferenceWeights(nn.Module):
 
     def squared_distance(self, weights: dict[str, nn.Parameter]) -> Tensor:
         """Σ ‖W − W_ref‖², with gradient to the weights."""
-        distances = [
-            (weight - self.get_buffer(_buffer_name(name))).square().sum() for name, weight in weights.items()
-        ]
+        distances = [(weight - self.get_buffer(_buffer_name(name))).square().sum() for name, weight in weights.items()]
         return torch.stack(distances).sum()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
@@ -90,14 +88,13 @@ def copy_weights(module: nn.Module, weights: dict[str, np.ndarray[Any, Any]], so
         name
         for name in own.keys() | saved.keys()
         # Reference weights exist from their first use on; a module that has none yet takes them over.
-        if own.get(name) != saved.get(name)
-        and not (name.startswith("reference_weights.") and name not in own)
+        if own.get(name) != saved.get(name) and not (name.startswith("reference_weights.") and name not in own)
     )
     if different:
         name = different[0]
         raise PolicyMismatchError(
             f"the policy in {source} has another architecture than this agent: {len(different)} of its "
-            f"parameters differ, e.g. {name}: saved {saved.get(name)}, here {own.get(name)}. Use the agent config "
-            "it was trained with (config.yaml of its run), or another run name"
+            f"parameters differ, e.g. {name}: saved {saved.get(name)}, here {own.get(name)}. Use the agent "
+            "config it was trained with (config.yaml of its run), or another run name"
         )
     module.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})

@@ -11,12 +11,8 @@ from pathlib import Path
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m metta_ray.bench", description=__doc__)
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    env = benchmarks.add_parser(
-        "env", help="environment stepping against the bare engine, and worker processes"
-    )
-    env.add_argument(
-        "--seconds", type=float, default=60.0, help="about how long it takes in all (default: 60)"
-    )
+    env = benchmarks.add_parser("env", help="environment stepping against the bare engine, and worker processes")
+    env.add_argument("--seconds", type=float, default=60.0, help="about how long it takes in all (default: 60)")
     env.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     options = parser.parse_args(argv)
 

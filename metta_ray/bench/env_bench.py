@@ -4,8 +4,8 @@ Both sides of the comparison play the same maps with the same actions and end th
 steps; they take turns, one round each, and each round's ratio compares equal work. Rates are agent steps per
 second of processor time for one core (so that other programs disturb less), of wall time for workers.
 
-64 worlds do not fit into a core's own cache: what else runs on the processor shows in both sides' rates (up to
-a factor of two), hardly in their ratio.
+64 worlds do not fit into a core's own cache: what else runs on the processor shows in both sides' rates (up
+to a factor of two), hardly in their ratio.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ class Workload:
 def navigation_workload() -> Workload:
     """64 environments of 4 agents on all 16 terrains with 2 to 17 altars; four maps for each environment."""
     specs = [
-        TaskSpec(terrain=TERRAINS[index % 16], altars=2 + index // 16 % 16, map_seed=(1, index))
-        for index in range(256)
+        TaskSpec(terrain=TERRAINS[index % 16], altars=2 + index // 16 % 16, map_seed=(1, index)) for index in range(256)
     ]
     return Workload("navigation", 64, 4, specs)
 
@@ -88,9 +87,7 @@ def compare_with_floor(workload: Workload, seconds: float) -> dict[str, Any]:
         "ours": round(statistics.median(our_rates)),
         "floor": round(statistics.median(base_rates)),
         "ratio": round(statistics.median(ratios), 3),
-        "ratio_of_totals": round(
-            statistics.harmonic_mean(our_rates) / statistics.harmonic_mean(base_rates), 3
-        ),
+        "ratio_of_totals": round(statistics.harmonic_mean(our_rates) / statistics.harmonic_mean(base_rates), 3),
         "rounds": len(ratios),
         "steps_per_round": ROUND_STEPS,
         "episodes_ended": results,
@@ -117,8 +114,7 @@ def compare_workers(seconds: float) -> dict[str, Any]:
     factory = resolve_env("mettagrid:bucketed")
     rates: dict[int, list[float]] = {1: [], 2: []}
     vecenvs = {
-        workers: MultiprocessVecEnv(factory, 64, num_workers=workers, batch_size=64 // workers)
-        for workers in rates
+        workers: MultiprocessVecEnv(factory, 64, num_workers=workers, batch_size=64 // workers) for workers in rates
     }
     try:
         for vecenv in vecenvs.values():

@@ -116,8 +116,7 @@ def arena_game(agents: int, max_steps: int) -> GameConfig:
         "lasery": _source("lasery", "laser", "ore_red"),
     }
     cool_down = [
-        Handler(name=f"cool_{name}", mutations=[queryDelta(query(typeTag(name)), {"cooldown": -1})])
-        for name in objects
+        Handler(name=f"cool_{name}", mutations=[queryDelta(query(typeTag(name)), {"cooldown": -1})]) for name in objects
     ]
     fight = firstMatch(
         [

@@ -9,8 +9,8 @@ from __future__ import annotations
 import secrets
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from metta_ray.envs.env_spec import EnvSpec
 from metta_ray.envs.episodes import episode_info, result_from_state, result_to_state
 from metta_ray.envs.tasks import Curriculum, EpisodeResult, TaskTable
 from metta_ray.envs.vecenv import Received, VecEnv
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class GroupedVecEnv(VecEnv):
@@ -103,16 +106,14 @@ class GroupedVecEnv(VecEnv):
         self._finish_all()
         self._seeds = SeedRoot(secrets.randbits(63) if seed is None else int(seed), self._rank)
         table = self.curriculum.task_table() if self.curriculum is not None else None
-        self._run(lambda seeds: self._reset_batches(seeds, table), self._seeds)
+        self._guarded(self._reset_batches, self._seeds, table)
         self._set_all_ready(range(self.num_groups), table)
         self._results = [[] for _ in range(self.num_groups)]
 
     def recv(self) -> Received:
         self._require_started()
         if self._received is not None:
-            raise UsageError(
-                "recv after recv: the group received last must first be answered by send, or held"
-            )
+            raise UsageError("recv after recv: the group received last must first be answered by send, or held")
         group = self._received = self._next_group()
         self.episodes = [result for result in self._results[group] if result.reported]
         self._results[group] = []
@@ -143,7 +144,7 @@ class GroupedVecEnv(VecEnv):
         table = self._changed_table(group)
         self._received = None
         self._in_flight.append(group)
-        self._run(lambda index: self._start_step(index, table), group)
+        self._guarded(self._start_step, group, table)
 
     def hold(self) -> None:
         self._held.append(self._require_received("hold"))
@@ -170,7 +171,7 @@ class GroupedVecEnv(VecEnv):
             "rank": self._seeds.rank,
             "order": [*received, *self._ready],
             "results": [[result_to_state(result) for result in results] for results in self._results],
-            "batches": self._snapshot_batches(),
+            "batches": self._guarded(self._snapshot_batches),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -183,7 +184,7 @@ class GroupedVecEnv(VecEnv):
             )
         self._finish_all()
         table = self.curriculum.task_table() if self.curriculum is not None else None
-        self._run(lambda states: self._restore_batches(states, table), state["batches"])
+        self._guarded(self._restore_batches, state["batches"], table)
         self._seeds = SeedRoot(int(state["run_seed"]), int(state["rank"]))
         self._set_all_ready([int(group) for group in state["order"]], table)
         self._results = [[result_from_state(result) for result in results] for results in state["results"]]
@@ -202,8 +203,7 @@ class GroupedVecEnv(VecEnv):
         return self._await_one(self._in_flight[:1] if self._in_fixed_order else self._in_flight)
 
     def _await_one(self, candidates: Sequence[int]) -> int:
-        group: int
-        group, results = self._run(self._finish_step, candidates)
+        group, results = self._guarded(self._finish_step, candidates)
         self._in_flight.remove(group)
         self._results[group] = results
         return group
@@ -231,10 +231,10 @@ class GroupedVecEnv(VecEnv):
 
     # State and failure.
 
-    def _run(self, work: Any, argument: Any) -> Any:
+    def _guarded(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Work that may fail: after a fault nothing can be stepped, so everything is released at once."""
         try:
-            return work(argument)
+            return work(*args, **kwargs)
         except MettaRayError as error:
             self._close(f"it failed: {str(error).splitlines()[0]}", patience_s=0.1)
             raise

@@ -149,9 +149,7 @@ class GymnasiumBatch(EnvBatch):
                 observation = self._encode(observation)
             # numpy would broadcast a smaller observation silently
             if np.shape(observation) != self.spec.obs_shape:
-                raise ValueError(
-                    f"observation of shape {np.shape(observation)}, its space says {self.spec.obs_shape}"
-                )
+                raise ValueError(f"observation of shape {np.shape(observation)}, its space says {self.spec.obs_shape}")
             self.arrays.obs[row] = observation
         except Exception as error:
             raise self._fault(row, f"reset(seed={seed})", error) from error
@@ -160,9 +158,7 @@ class GymnasiumBatch(EnvBatch):
         self._episode_seeds[row] = seed
         self._returns[row] = 0.0
 
-    def _end_episode(
-        self, row: int, terminated: bool, truncated: bool, info: dict[str, Any]
-    ) -> EpisodeResult:
+    def _end_episode(self, row: int, terminated: bool, truncated: bool, info: dict[str, Any]) -> EpisodeResult:
         """Records the outcome of the row's episode and starts the next one."""
         self.arrays.final_obs[row] = self.arrays.obs[row]
         self.arrays.terminals[row] = terminated
@@ -191,9 +187,7 @@ class GymnasiumBatch(EnvBatch):
             try:
                 observation, reward, terminated, truncated, _ = self._step_calls[row](action)
             except Exception as error:
-                raise self._fault(
-                    row, f"step(action={actions[step].tolist()}) during replay", error
-                ) from error
+                raise self._fault(row, f"step(action={actions[step].tolist()}) during replay", error) from error
             obs[...] = observation if self._encode is None else self._encode(observation)
             self._returns[row] += float(reward)
             if terminated or truncated:
@@ -237,8 +231,6 @@ class GymnasiumBatch(EnvBatch):
 def _numbers_of(info: dict[str, Any]) -> dict[str, Any]:
     """The plain numbers of an episode's last ``info``, for monitoring."""
     numbers = {
-        key: float(value)
-        for key, value in info.items()
-        if isinstance(value, (bool, int, float, np.number, np.bool_))
+        key: float(value) for key, value in info.items() if isinstance(value, (bool, int, float, np.number, np.bool_))
     }
     return {"info": numbers} if numbers else {}

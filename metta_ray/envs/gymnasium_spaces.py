@@ -45,9 +45,7 @@ def observation_encoder(space: Space[Any]) -> Callable[[Any], NDArray[Any]] | No
     return lambda observation: np.asarray(spaces.flatten(space, observation))
 
 
-def policy_action_space(
-    space: Space[Any], env_name: str
-) -> spaces.Discrete | spaces.MultiDiscrete | spaces.Box:
+def policy_action_space(space: Space[Any], env_name: str) -> spaces.Discrete | spaces.MultiDiscrete | spaces.Box:
     """The space in which the policy acts. ConfigError for spaces no policy head exists for."""
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))

@@ -46,9 +46,7 @@ class MultiprocessVecEnv(GroupedVecEnv):
         batch_size = num_envs if batch_size is None else batch_size
         check_sizes(num_envs, batch_size, num_workers)
         if min(step_timeout_s, start_timeout_s) <= 0:
-            raise ConfigError(
-                f"step_timeout_s={step_timeout_s}, start_timeout_s={start_timeout_s}: must be > 0"
-            )
+            raise ConfigError(f"step_timeout_s={step_timeout_s}, start_timeout_s={start_timeout_s}: must be > 0")
         spec = factory.spec()
         memory_fd, arrays = shared_arrays.create(spec, num_envs * spec.agents_per_env)
         num_groups = num_envs // batch_size
@@ -67,7 +65,7 @@ class MultiprocessVecEnv(GroupedVecEnv):
         self._workers: list[WorkerProcess] = []
         self._poll = select.poll()
         try:
-            self._run(lambda fd: self._start_workers(factory, num_workers, fd), memory_fd)
+            self._guarded(self._start_workers, factory, num_workers, memory_fd)
         finally:
             os.close(memory_fd)
         per_group = num_workers // num_groups
@@ -81,9 +79,7 @@ class MultiprocessVecEnv(GroupedVecEnv):
         layout = BatchArrays.shapes(self.driver_env, self.num_agents)
         envs_each = self.num_envs // num_workers
         for index in range(num_workers):
-            assignment = Assignment(
-                factory, layout, envs_each, index * envs_each, self.driver_env.agents_per_env
-            )
+            assignment = Assignment(factory, layout, envs_each, index * envs_each, self.driver_env.agents_per_env)
             self._workers.append(WorkerProcess(index, assignment, memory_fd))
         self._worker_at = {worker.fileno(): worker for worker in self._workers}
         for fd in self._worker_at:
@@ -112,7 +108,7 @@ class MultiprocessVecEnv(GroupedVecEnv):
             self._read_answers(awaited, deadline, self._step_timeout_s, "step_timeout_s")
 
     def _snapshot_batches(self) -> list[dict[str, Any]]:
-        return self._run(self._command_all, "snapshot")  # type: ignore[no-any-return]
+        return self._command_all("snapshot")
 
     def _restore_batches(self, states: list[dict[str, Any]], table: TaskTable | None) -> None:
         if len(states) != len(self._workers):
@@ -142,9 +138,7 @@ class MultiprocessVecEnv(GroupedVecEnv):
         while any(worker.is_waiting for worker in workers):
             self._read_answers(workers, deadline, timeout_s, setting)
 
-    def _read_answers(
-        self, awaited: Iterable[WorkerProcess], deadline: float, timeout_s: float, setting: str
-    ) -> None:
+    def _read_answers(self, awaited: Iterable[WorkerProcess], deadline: float, timeout_s: float, setting: str) -> None:
         """Sleeps until some worker answers or ends (any: a death elsewhere should not wait for its turn)."""
         ready = self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
         for fd, _ in ready:

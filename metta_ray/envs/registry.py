@@ -88,9 +88,7 @@ class GymnasiumFactory(EnvFactory):
         return _spec_of_one(self._make, self.name)
 
     def build(self, num_envs: int, first_env: int = 0, arrays: BatchArrays | None = None) -> EnvBatch:
-        return GymnasiumBatch(
-            self._make, name=self.name, num_envs=num_envs, first_env=first_env, arrays=arrays
-        )
+        return GymnasiumBatch(self._make, name=self.name, num_envs=num_envs, first_env=first_env, arrays=arrays)
 
     def check(self) -> None:
         """The registration was found when the factory was made; gymnasium checks the rest."""
@@ -117,9 +115,7 @@ class CallableFactory(EnvFactory):
 
     def build(self, num_envs: int, first_env: int = 0, arrays: BatchArrays | None = None) -> EnvBatch:
         if not self._builds_batches():
-            return GymnasiumBatch(
-                self._make, name=self.name, num_envs=num_envs, first_env=first_env, arrays=arrays
-            )
+            return GymnasiumBatch(self._make, name=self.name, num_envs=num_envs, first_env=first_env, arrays=arrays)
         factory = self._callable()
         with _construction_of(self.name):
             batch = factory(num_envs=num_envs, first_env=first_env, arrays=arrays, **self.kwargs)
@@ -154,9 +150,7 @@ class CallableFactory(EnvFactory):
     def _callable(self) -> Callable[..., Any]:
         module_name, _, path = self.name.partition(":")
         if module_name == "__main__":
-            raise ConfigError(
-                f"{self.name}: other processes cannot import the running script; use a module of its own"
-            )
+            raise ConfigError(f"{self.name}: other processes cannot import the running script; use a module of its own")
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -167,14 +161,11 @@ class CallableFactory(EnvFactory):
         for attribute in path.split("."):
             if not hasattr(found, attribute):
                 raise ConfigError(
-                    f"environment {self.name!r}: {module_name} has no {path!r}"
-                    f"{did_you_mean(path, _public(found))}"
+                    f"environment {self.name!r}: {module_name} has no {path!r}{did_you_mean(path, _public(found))}"
                 )
             found = getattr(found, attribute)
         if not callable(found):
-            raise ConfigError(
-                f"environment {self.name!r}: {path} is a {type(found).__name__}, not a callable"
-            )
+            raise ConfigError(f"environment {self.name!r}: {path} is a {type(found).__name__}, not a callable")
         return found  # type: ignore[no-any-return]
 
 
@@ -247,9 +238,7 @@ def _find_registration(name: str, env_id: str) -> Any:
             importlib.import_module(module)
         return gymnasium.spec(bare_id)
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"environment {name!r}: no module named {error.name!r}; install it or correct it"
-        ) from error
+        raise ConfigError(f"environment {name!r}: no module named {error.name!r}; install it or correct it") from error
     except gymnasium.error.Error as error:
         raise ConfigError(
             f"environment {name!r}: {error} If a module registers the id, name it too: gym:MODULE:{bare_id}"
@@ -272,9 +261,7 @@ def _construction_of(name: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(
-            f"environment {name!r} could not be made: {type(error).__name__}: {error}"
-        ) from error
+        raise ConfigError(f"environment {name!r} could not be made: {type(error).__name__}: {error}") from error
 
 
 def _mettagrid(module: str) -> Any:

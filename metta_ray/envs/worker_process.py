@@ -160,11 +160,7 @@ def _start_interpreter(command_fd: int, memory_fd: int, stack_fd: int) -> subpro
 
 
 def _range_text(first_env: int, num_envs: int) -> str:
-    return (
-        f"environment {first_env}"
-        if num_envs == 1
-        else f"environments {first_env} to {first_env + num_envs - 1}"
-    )
+    return f"environment {first_env}" if num_envs == 1 else f"environments {first_env} to {first_env + num_envs - 1}"
 
 
 def _portable(message: Any) -> bytes:

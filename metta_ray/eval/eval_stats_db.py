@@ -89,18 +89,14 @@ class EvalStatsDB:
             self._create_or_check_schema()
         except sqlite3.DatabaseError as error:
             self._db.close()
-            raise StatsDBError(
-                f"{self.path} cannot be used: {error}; move the file away to start a new one"
-            ) from error
+            raise StatsDBError(f"{self.path} cannot be used: {error}; move the file away to start a new one") from error
         except StatsDBError:
             self._db.close()
             raise
 
     def _create_or_check_schema(self) -> None:
         with self._transaction():
-            tables = {
-                name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            }
+            tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not tables:
                 for statement in _statements(_SCHEMA):
                     self._db.execute(statement)
@@ -214,9 +210,7 @@ class EvalStatsDB:
         )
         return [name for (name,) in rows]
 
-    def sample_count(
-        self, policy: PolicyKey, category: str | None = None, simulation: str | None = None
-    ) -> int:
+    def sample_count(self, policy: PolicyKey, category: str | None = None, simulation: str | None = None) -> int:
         """Agent-episodes that recorded anything. simulation: full name, with the category."""
         where, values = _where(policy, category, simulation)
         (count,) = self._db.execute(
@@ -237,8 +231,7 @@ class EvalStatsDB:
             return None
         where, values = _where(policy, category, simulation)
         (total,) = self._db.execute(
-            "SELECT COALESCE(SUM(value), 0.0) FROM policy_simulation_agent_metrics "
-            f"WHERE {where} AND metric = ?",
+            f"SELECT COALESCE(SUM(value), 0.0) FROM policy_simulation_agent_metrics WHERE {where} AND metric = ?",
             (*values, metric),
         ).fetchone()
         return float(total) / samples
@@ -260,16 +253,14 @@ class EvalStatsDB:
             policy,
         ).fetchall()
         scores = {
-            (category, short): self.average_metric(policy, metric, simulation=name)
-            for category, short, name in rows
+            (category, short): self.average_metric(policy, metric, simulation=name) for category, short, name in rows
         }
         return {key: score for key, score in scores.items() if score is not None}
 
     def replay_urls(self, policy: PolicyKey, simulation: str | None = None) -> list[str]:
         where, values = _where(policy, None, simulation)
         rows = self._db.execute(
-            "SELECT DISTINCT replay_url FROM policy_simulation_agent_samples "
-            f"WHERE {where} AND replay_url IS NOT NULL",
+            f"SELECT DISTINCT replay_url FROM policy_simulation_agent_samples WHERE {where} AND replay_url IS NOT NULL",
             values,
         )
         return [url for (url,) in rows]

@@ -43,9 +43,7 @@ def evaluate_run(
     replay_config = replay_for(env, env_overrides)
     if replay_config is not None:
         played = evaluate_policy(record, replay_config, replay_dir=dirs.replay_dir, seed=seed)
-        lines += [
-            f"replay:     {path}" for simulation in played.simulations for path in simulation.replay_paths
-        ]
+        lines += [f"replay:     {path}" for simulation in played.simulations for path in simulation.replay_paths]
     return "\n".join(lines)
 
 
@@ -54,9 +52,7 @@ def suite_for(env: str, env_overrides: dict[str, Any]) -> SimulationSuiteConfig:
     if _is_navigation(env):
         suite = create_evaluation_config_suite()
         changed = {
-            name: simulation.model_copy(
-                update={"env_overrides": {**env_overrides, **simulation.env_overrides}}
-            )
+            name: simulation.model_copy(update={"env_overrides": {**env_overrides, **simulation.env_overrides}})
             for name, simulation in suite.simulations.items()
         }
         return suite.model_copy(update={"simulations": changed})

@@ -18,9 +18,7 @@ ALTAR_BINS = ((2, 5), (6, 9), (10, 13), (14, 17))
 def held_out_tasks() -> list[TaskSpec]:
     """256 tasks of 4 agents, in the order terrain, altar bin, map."""
     return [
-        TaskSpec(
-            terrain=terrain, altars=fewest + number, map_seed=(HELD_OUT_ENTROPY, index, altar_bin, number)
-        )
+        TaskSpec(terrain=terrain, altars=fewest + number, map_seed=(HELD_OUT_ENTROPY, index, altar_bin, number))
         for index, terrain in enumerate(TERRAINS)
         for altar_bin, (fewest, _most) in enumerate(ALTAR_BINS)
         for number in range(MAPS_PER_BUCKET)

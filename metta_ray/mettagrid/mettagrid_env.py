@@ -180,9 +180,7 @@ class MettaGridBatch(EnvBatch):
             np.copyto(getattr(arrays, name), state[name])
         arrays.final_obs[state["final_obs_rows"]] = state["final_obs"]
         self.faults = int(state["faults"])
-        self._faults_in_a_row = Counter(
-            {task: int(count) for task, count in state["faults_in_a_row"].items()}
-        )
+        self._faults_in_a_row = Counter({task: int(count) for task, count in state["faults_in_a_row"].items()})
         self._unreported_faults[:] = state["unreported_faults"]
         if zlib.crc32(arrays.obs.data) != int(state["obs_crc"]):
             raise CheckpointError(
@@ -373,6 +371,5 @@ class MettaGridBatch(EnvBatch):
             self._steps[env] = len(actions)
         except Exception as error:
             raise CheckpointError(
-                f"environment {self.first_env + env}, episode {number}, task {task_id} cannot be replayed: "
-                f"{error}"
+                f"environment {self.first_env + env}, episode {number}, task {task_id} cannot be replayed: {error}"
             ) from error

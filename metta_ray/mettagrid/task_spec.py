@@ -41,12 +41,8 @@ class TaskSpec(BaseModel):
     max_steps: int = Field(default=1000, ge=1, description="env steps per episode; the end is a truncation")
     window: int = Field(default=11, ge=3, le=15, description="side of the observed square in cells; odd")
     terrain: str = Field(default="varied_terrain/balanced_medium", description="style and size of rooms")
-    width: int | None = Field(
-        default=None, ge=5, le=200, description="room width in cells instead of the terrain's"
-    )
-    height: int | None = Field(
-        default=None, ge=5, le=200, description="room height in cells instead of the terrain's"
-    )
+    width: int | None = Field(default=None, ge=5, le=200, description="room width in cells instead of the terrain's")
+    height: int | None = Field(default=None, ge=5, le=200, description="room height in cells instead of the terrain's")
     shared_room: bool = Field(default=False, description="all agents in one room instead of a room for each")
     altars: int = Field(default=8, ge=1, le=64, description="altars per room")
     wrong_altar_reward: float = Field(default=-0.5, description="tmaze: reward of the wrong arm")

@@ -118,17 +118,14 @@ def build_grid(spec: TaskSpec, rng: np.random.Generator) -> Grid:
     if spec.kind == "arena":
         quarters = -(-spec.num_agents // ARENA_AGENTS_PER_QUARTER)
         agents = [
-            min(ARENA_AGENTS_PER_QUARTER, spec.num_agents - i * ARENA_AGENTS_PER_QUARTER)
-            for i in range(quarters)
+            min(ARENA_AGENTS_PER_QUARTER, spec.num_agents - i * ARENA_AGENTS_PER_QUARTER) for i in range(quarters)
         ]
         parts = [terrain.room(rng, "strewn", ARENA_SIDE, ARENA_SIDE, _ARENA_THINGS, here) for here in agents]
         return terrain.tiled(parts, gap=0)
     if spec.kind == "tmaze":
         return terrain.tiled([terrain.tmaze(rng) for _ in range(spec.num_agents)])
     if spec.kind == "smoke":
-        return terrain.tiled(
-            [terrain.room(rng, "bare", 5, 5, {Cell.ALTAR: 1}) for _ in range(spec.num_agents)]
-        )
+        return terrain.tiled([terrain.room(rng, "bare", 5, 5, {Cell.ALTAR: 1}) for _ in range(spec.num_agents)])
     return _rooms(spec, rng, {Cell.ALTAR: spec.altars} if spec.kind == "navigation" else _CHAIN)
 
 
@@ -137,10 +134,7 @@ def _rooms(spec: TaskSpec, rng: np.random.Generator, things: dict[Cell, int]) ->
     height, width = spec.height or side, spec.width or side
     agents = [spec.num_agents] if spec.shared_room else [1] * spec.num_agents
     return terrain.tiled(
-        [
-            terrain.room(rng, style or STYLES[rng.integers(len(STYLES))], height, width, things, here)
-            for here in agents
-        ]
+        [terrain.room(rng, style or STYLES[rng.integers(len(STYLES))], height, width, things, here) for here in agents]
     )
 
 
@@ -181,11 +175,7 @@ _ALWAYS_REPORTED = (
 )
 _REPORTED_BY_KIND: dict[str, tuple[str, ...]] = {
     "arena": (
-        *(
-            f"{item}.{what}"
-            for item in ("ore_red", "battery_red", "laser", "armor")
-            for what in ("gained", "lost")
-        ),
+        *(f"{item}.{what}" for item in ("ore_red", "battery_red", "laser", "armor") for what in ("gained", "lost")),
         "heart.lost",
         "attack.hit",
         "attack.hit_by",

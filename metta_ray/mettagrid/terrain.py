@@ -56,6 +56,7 @@ _REFERENCE_AREA = 3600
 _MAZES_PER_SIZE = 32
 _STYLED_TRIES = 50
 _LAYOUT_TRIES = 100
+_FOUR_NEIGHBOURS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.bool_)
 _PLACEMENT_TRIES = 20
 
 
@@ -90,9 +91,7 @@ def _maze_paths(height: int, width: int, number: int) -> Mask:
         steps = [
             (row + down, column + right)
             for down, right in ((2, 0), (-2, 0), (0, 2), (0, -2))
-            if 0 < row + down < height - 1
-            and 0 < column + right < width - 1
-            and walls[row + down, column + right]
+            if 0 < row + down < height - 1 and 0 < column + right < width - 1 and walls[row + down, column + right]
         ]
         if not steps:
             trail.pop()
@@ -106,18 +105,14 @@ def _maze_paths(height: int, width: int, number: int) -> Mask:
 
 def _maze(rng: np.random.Generator, height: int, width: int) -> Mask:
     """Walls of a maze with two doors on each side, at odd places so that they meet a corridor."""
-    number, flips, *doors = rng.integers(
-        (_MAZES_PER_SIZE, 4) + (width // 2,) * 4 + (height // 2,) * 4
-    ).tolist()
+    number, flips, *doors = rng.integers((_MAZES_PER_SIZE, 4) + (width // 2,) * 4 + (height // 2,) * 4).tolist()
     walls = _maze_paths(height, width, number)[:: 1 - 2 * (flips & 1), :: 1 - (flips & 2)].copy()
     walls[[0, 0, -1, -1], [1 + 2 * door for door in doors[:4]]] = False
     walls[[1 + 2 * door for door in doors[4:]], [0, 0, -1, -1]] = False
     return walls
 
 
-def _places(
-    rng: np.random.Generator, count: int, sides: NDArray[np.int64], room: tuple[int, int]
-) -> list[list[int]]:
+def _places(rng: np.random.Generator, count: int, sides: NDArray[np.int64], room: tuple[int, int]) -> list[list[int]]:
     """Upper left corners at which rectangles of the given sides ``(count, 2)`` fit into the room."""
     corners: list[list[int]] = rng.integers(np.array(room) - sides + 1, size=(count, 2)).tolist()
     return corners
@@ -194,13 +189,14 @@ def _all_reachable(walls: Mask, agents: NDArray[np.int64], things: NDArray[np.in
 
     agents, things: cells as positions in the flattened room.
     """
-    blocked = np.pad(walls, 1, constant_values=True)
+    blocked = np.ones((walls.shape[0] + 2, walls.shape[1] + 2), np.bool_)
+    blocked[1:-1, 1:-1] = walls
     width = blocked.shape[1]
     agent_cells, thing_cells = (
         (cells // walls.shape[1] + 1) * width + cells % walls.shape[1] + 1 for cells in (agents, things)
     )
     blocked.flat[thing_cells] = True
-    regions = label(~blocked)[0].ravel()
+    regions = label(~blocked, _FOUR_NEIGHBOURS)[0].ravel()
     home = regions[agent_cells[0]]
     around_things = regions[thing_cells[:, None] + np.array([-width, -1, 1, width])]
     return bool((regions[agent_cells] == home).all() and (around_things == home).any(axis=1).all())
@@ -216,7 +212,7 @@ def room(
     codes = np.repeat(np.array([Cell.AGENT, *things], np.uint8), [agents, *things.values()])
     for attempt in range(_LAYOUT_TRIES):
         walls = room_walls(rng, style if attempt < _STYLED_TRIES else "bare", height, width)
-        regions = label(~walls)[0].ravel()
+        regions = label(~walls, _FOUR_NEIGHBOURS)[0].ravel()
         sizes = np.bincount(regions)
         sizes[0] = 0  # the walls
         free = np.flatnonzero(regions == sizes.argmax())
@@ -256,7 +252,5 @@ def tmaze(rng: np.random.Generator, corridor: int = 6, width: int = 11) -> Grid:
     grid[1, 1:-1] = Cell.EMPTY
     grid[-1, middle] = Cell.AGENT
     grid[-1, middle - 1] = Cell.CUE_LEFT if good_is_left else Cell.CUE_RIGHT
-    grid[1, 1], grid[1, -2] = (
-        (Cell.GOOD_ALTAR, Cell.BAD_ALTAR) if good_is_left else (Cell.BAD_ALTAR, Cell.GOOD_ALTAR)
-    )
+    grid[1, 1], grid[1, -2] = (Cell.GOOD_ALTAR, Cell.BAD_ALTAR) if good_is_left else (Cell.BAD_ALTAR, Cell.GOOD_ALTAR)
     return grid

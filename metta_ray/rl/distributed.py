@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metta_ray.agent.metta_agent import MettaAgent
+from metta_ray.common.errors import ConfigError
 
 
 def setup_device_and_distributed(base_device: str = "cuda") -> torch.device:
     """The device of this process; joins the process group if ``torchrun`` started it (``LOCAL_RANK`` is set).
 
-    NCCL for CUDA, gloo otherwise. CUDA asked for but absent: a warning, and the CPU.
+    NCCL for CUDA, gloo otherwise. CUDA asked for but absent: a warning, and the CPU. ConfigError for a name that is
+    no device.
     """
-    device = torch.device(base_device)
+    device = _known_device(base_device)
     if device.type == "cuda" and not torch.cuda.is_available():
         warnings.warn(
             f"device {base_device!r} asked for but CUDA is not available: using the CPU", stacklevel=2
@@ -35,6 +37,13 @@ def setup_device_and_distributed(base_device: str = "cuda") -> torch.device:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
+
+
+def _known_device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name!r} is not a device; use 'cpu', 'cuda' or 'cuda:0'") from None
 
 
 def setup_distributed_vars() -> tuple[bool, int, int]:
@@ -85,6 +94,11 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     total = tensor.to(_group_device())
     dist.all_reduce(total)
     return total.to(tensor.device)
+
+
+def sum_over_ranks(count: int) -> int:
+    """A number of all ranks together, e.g. agent steps; every rank must call it."""
+    return int(all_reduce_sum(torch.tensor(count)))
 
 
 def barrier() -> None:

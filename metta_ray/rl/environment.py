@@ -150,9 +150,7 @@ def _policy_device(device: str | torch.device) -> str:
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"device={device!r} is not a torch device; use 'cpu', 'cuda' or 'cuda:N'"
-        ) from error
+        raise ConfigError(f"device={device!r} is not a torch device; use 'cpu', 'cuda' or 'cuda:N'") from error
     if wanted.type == "cuda" and not torch.cuda.is_available():
         return "cpu"  # `Agent` and `setup_device_and_distributed` warn; nothing here computes on it
     return str(wanted)

@@ -2,7 +2,7 @@
 
 Where they differ from ``TrainerConfig``'s defaults the reason is the same: on a machine with few cores batches are
 small, and what decides is more gradient steps per agent step (several update epochs, small minibatches), a learning
-rate that falls, and a critic that may have large values (see ``value_scale`` and ``separate_critic``).
+rate that falls, and a critic that may have large values (``separate_critic`` of the MLP).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ CURRICULUM = "/env/mettagrid/curriculum/navigation/bucketed"
 PRESETS: dict[str, dict[str, Any]] = {
     # Bucketed navigation with the light network: the main job, sized for a few minutes on two cores.
     "navigation": {
-        "env": CURRICULUM,
-        "num_envs": 64,
         "agent": {"architecture": "light"},
         "trainer": {
+            "curriculum": CURRICULUM,
+            "forward_pass_minibatch_target_size": 256,
             "total_timesteps": 1_000_000,
             "batch_size": 16_384,
             "minibatch_size": 1024,
@@ -37,10 +37,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # One altar in a 5×5 room, 32-step episodes: learns in seconds.
     "smoke": {
-        "env": "mettagrid:smoke",
-        "num_envs": 64,
         "agent": {"architecture": "mlp", "hidden_sizes": [128, 128]},
         "trainer": {
+            "env": "mettagrid:smoke",
+            "forward_pass_minibatch_target_size": 64,
             "total_timesteps": 500_000,
             "batch_size": 2048,
             "minibatch_size": 512,
@@ -59,10 +59,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # A cue at the start tells which arm pays: needs memory.
     "tmaze": {
-        "env": "mettagrid:tmaze",
-        "num_envs": 64,
         "agent": {"architecture": "mlp", "hidden_sizes": [128, 128], "lstm_hidden_size": 128},
         "trainer": {
+            "env": "mettagrid:tmaze",
+            "forward_pass_minibatch_target_size": 64,
             "total_timesteps": 200_000,
             "batch_size": 3840,
             "minibatch_size": 960,
@@ -81,10 +81,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The settings of rl-baselines3-zoo for this environment, over twice its length.
     "cartpole": {
-        "env": "gym:CartPole-v1",
-        "num_envs": 8,
         "agent": {"architecture": "mlp"},
         "trainer": {
+            "env": "gym:CartPole-v1",
+            "forward_pass_minibatch_target_size": 8,
             "total_timesteps": 200_000,
             "batch_size": 256,
             "minibatch_size": 256,

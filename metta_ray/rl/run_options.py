@@ -16,9 +16,13 @@ from metta_ray.common.util.typed_config import StrictModel, apply_overrides, did
 from metta_ray.envs.registry import resolve_env
 from metta_ray.rl.presets import PRESETS
 from metta_ray.rl.trainer_config import TrainerConfig
+from metta_ray.rl.vecenv import vecenv_sizes
 
 DEFAULT_PRESET = "navigation"
-SHORT_OPTIONS = {"total_timesteps": "trainer.total_timesteps", "seed": "trainer.seed"}
+SHORT_OPTIONS = {
+    name: f"trainer.{name}" for name in ("total_timesteps", "seed", "env_overrides", "num_workers", "async_factor")
+}
+SHORT_OPTIONS["run_name"] = "run"  # torchrun takes --run for the beginning of its own --run-path
 
 
 class RunOptions(StrictModel):
@@ -37,47 +41,58 @@ class RunOptions(StrictModel):
         description="torch threads of this process; 0: its share of the cores. More than 1 pays only for large "
         "networks on idle cores",
     )
-    env: str = Field(default="", description="gym:ID, mettagrid:KIND, module:factory or a curriculum path")
-    env_overrides: dict[str, Any] = Field(default_factory=dict, description="fields of every task")
-    num_envs: int = Field(default=64, ge=1, description="environments per process")
-    num_workers: int = Field(default=1, ge=1, description="processes that step environments; 1: this one")
-    async_factor: int = Field(
-        default=1, ge=1, description="groups of environments in flight, with several workers"
+    num_envs: int = Field(
+        default=0,
+        ge=0,
+        description="environments per process; 0: as many as trainer.forward_pass_minibatch_target_size asks for",
     )
     agent: dict[str, Any] = Field(default_factory=dict, description="network: see AgentConfig")
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    stop_after_epochs: int = Field(
+        default=0, ge=0, description="save and end after so many epochs of this session; 0: when training is done"
+    )
     evaluate: bool = Field(default=True, description="play evaluation episodes and write a replay at the end")
 
     def record(self) -> dict[str, Any]:
         """What ``config.yaml`` keeps of these options beside the trainer's settings."""
         return self.model_dump(mode="json", exclude={"trainer", "run", "data_dir", "fresh", "device"})
 
-    @property
     def environment(self) -> dict[str, Any]:
-        """Arguments of ``Environment`` for these options."""
-        is_curriculum = self.env.startswith("/")
-        chosen: dict[str, Any] = (
-            {"curriculum_path": self.env, "env_config": self.env_overrides or None}
-            if is_curriculum
-            else {"env_config": resolve_env(self.env, **self.env_overrides)}
+        """Arguments of ``Environment`` for these options. ConfigError for an environment that is not there."""
+        trainer = self.trainer
+        name = trainer.curriculum_or_env
+        factory = resolve_env(f"mettagrid:{name}" if name.startswith("/") else name, **trainer.env_overrides)
+        vectorization = "serial" if trainer.num_workers == 1 else "multiprocessing"
+        sizes = vecenv_sizes(
+            trainer.forward_pass_minibatch_target_size,
+            factory.spec().agents_per_env,
+            trainer.num_workers,
+            trainer.async_factor,
+            vectorization,
         )
-        return chosen | {
+        return {
+            "env_config": factory,
             "device": self.device,
-            "seed": self.trainer.seed,
-            "num_envs": self.num_envs,
-            "num_workers": self.num_workers,
-            "async_factor": self.async_factor,
-            "vectorization": "serial" if self.num_workers == 1 else "multiprocessing",
+            "seed": trainer.seed,
+            "num_envs": self.num_envs or sizes.num_envs,
+            "num_workers": trainer.num_workers,
+            "async_factor": trainer.async_factor,
+            "zero_copy": trainer.zero_copy,
+            "vectorization": vectorization,
         }
 
 
 def parse_run_options(argv: Sequence[str]) -> RunOptions:
     """Options from a command line. ConfigError with one readable message for anything that cannot work."""
     given = _read(argv)
-    name = given.pop("preset", None) or preset_for(given.get("env"))
+    env = given.pop("env", None)
+    name = given.pop("preset", None) or preset_for(env)
     if name not in PRESETS:
         raise ConfigError(f"preset={name!r} is unknown{did_you_mean(name, PRESETS)}")
     base = validated(RunOptions, {**PRESETS[name], "preset": name})
+    if env is not None:
+        is_curriculum = env.startswith("/")
+        given |= {"trainer.curriculum": env if is_curriculum else None, "trainer.env": None if is_curriculum else env}
     options = apply_overrides(base, given)
     assert isinstance(options, RunOptions)
     return options
@@ -88,7 +103,7 @@ def preset_for(env: str | None) -> str:
     if env is None:
         return DEFAULT_PRESET
     for name, preset in PRESETS.items():
-        if preset["env"] == env:
+        if env in (preset["trainer"].get("env"), preset["trainer"].get("curriculum")):
             return name
     return DEFAULT_PRESET if env.startswith(("mettagrid:", "/")) else "cartpole"
 
@@ -108,8 +123,13 @@ def _read(argv: Sequence[str]) -> dict[str, Any]:
         if not separator:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
         name = name.replace("-", "_")
-        given[SHORT_OPTIONS.get(name, name)] = value
+        given[_long_name(name)] = value
     return given
+
+
+def _long_name(name: str) -> str:
+    first, dot, rest = name.partition(".")
+    return SHORT_OPTIONS.get(first, first) + dot + rest
 
 
 def _help() -> str:
@@ -117,8 +137,7 @@ def _help() -> str:
     lines = [f"  --{name.replace('_', '-'):<16} {field.description or ''}" for name, field in fields]
     return "\n".join(
         ["Train a policy in this process, or under torchrun in several.", "", *lines]
-        + ["", "Every field has a dotted name, e.g. --trainer.ppo.clip-coef 0.2 --agent.architecture light;"]
-        + [
-            f"--total-timesteps and --seed are short for {' and '.join('--' + v for v in SHORT_OPTIONS.values())}."
-        ]
+        + ["", "  --env              gym:ID, mettagrid:KIND, module:factory or the path of a curriculum"]
+        + ["", "Every field has a dotted name, e.g. --trainer.ppo.clip-coef 0.2 --agent.architecture light."]
+        + [f"Short forms: {', '.join(f'--{a} = --{b}'.replace('_', '-') for a, b in SHORT_OPTIONS.items())}."]
     )

@@ -18,7 +18,8 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from metta_ray.agent.policy_metadata import PolicyMetadata
 from metta_ray.agent.policy_record import FILE_SCHEME, PolicyRecord, make_model_name
 from metta_ray.agent.policy_store import PolicyStore
 from metta_ray.agent.weights import copy_weights
-from metta_ray.common.errors import CheckpointError
+from metta_ray.common.errors import CheckpointError, TrainingDiverged
 from metta_ray.common.profiling.stopwatch import Stopwatch
 from metta_ray.common.util.fs import atomic_directory
 from metta_ray.common.util.state_directory import (
@@ -152,6 +153,25 @@ def load_checkpoint(
         vecenv.curriculum.load_state_dict(trainer["curriculum"])
     _load_rank_state(checkpoint, experience, vecenv)
     return trainer["agent_step"], trainer["epoch"], checkpoint.path
+
+
+@contextmanager
+def naming_last_checkpoint(checkpoint_dir: str | Path) -> Iterator[None]:
+    """A TrainingDiverged that leaves the block says which checkpoint is the last good one."""
+    try:
+        yield
+    except TrainingDiverged as error:
+        path = _newest_sound(Path(checkpoint_dir))
+        where = f"Last good checkpoint: {path}" if path else "No checkpoint had been written yet"
+        raise TrainingDiverged(f"{error}. {where}") from error
+
+
+def _newest_sound(checkpoint_dir: Path) -> Path | None:
+    for path in trainer_checkpoints(checkpoint_dir):
+        with suppress(CheckpointError):
+            verify_manifest(path, kind=KIND, format_version=FORMAT_VERSION)
+            return path
+    return None
 
 
 @dataclass

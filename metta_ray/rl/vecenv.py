@@ -96,9 +96,7 @@ def _factory_and_curriculum(
     if isinstance(environment, str):
         environment = resolve_env(environment)
     if not isinstance(environment, EnvFactory):
-        return MettaGridFactory(
-            "mettagrid:curriculum", table=environment.task_table()
-        ), curriculum or environment
+        return MettaGridFactory("mettagrid:curriculum", table=environment.task_table()), curriculum or environment
     curriculum = curriculum or environment.curriculum()
     if curriculum is not None and isinstance(environment, MettaGridFactory):
         environment = replace(environment, table=curriculum.task_table())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -75,9 +74,7 @@ def play_held_out(
     """Plays the held-out maps (or other navigation ``tasks``) with ``player``, called ``name`` in the result."""
     maps = [task.model_copy(update={"max_steps": MAX_STEPS}) for task in tasks or held_out_tasks()]
     num_envs = min(num_envs, len(maps))
-    config = SingleEnvSimulationConfig(
-        env="mettagrid:navigation", num_episodes=len(maps), max_time_s=86_400.0
-    )
+    config = SingleEnvSimulationConfig(env="mettagrid:navigation", num_episodes=len(maps), max_time_s=86_400.0)
     factory = MettaGridFactory("mettagrid:navigation", table=fixed_table(maps, num_envs), stagger=False)
     simulation = Simulation(NAME, config, seed=seed, max_envs=num_envs, factory=factory)
     return HeldOutResult.of(name, simulation.run(player))
@@ -99,17 +96,11 @@ def table(results: list[HeldOutResult]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m metta_ray.sim.held_out", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m metta_ray.sim.held_out", description=__doc__.split("\n")[0])
     parser.add_argument("policy_uri", help="policy or run directory, e.g. train_dir/my_run")
     parser.add_argument("--selector", default="latest", help="which policy of several: latest, top, rand")
-    parser.add_argument(
-        "--reference", action="store_true", help="play also the random and the scripted policy"
-    )
-    parser.add_argument(
-        "--variants", action="store_true", help="play also greedily, and with the memory emptied"
-    )
+    parser.add_argument("--reference", action="store_true", help="play also the random and the scripted policy")
+    parser.add_argument("--variants", action="store_true", help="play also greedily, and with the memory emptied")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0, help="of drawn actions and of the engine")
@@ -138,18 +129,15 @@ def _players(options: argparse.Namespace) -> dict[str, Callable[[], Player]]:
 
 
 def _played(name: str, make: Callable[[], Player], seed: int) -> HeldOutResult:
-    start = time.monotonic()
     result = play_held_out(make(), name, seed=seed)
-    print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
+    print(f"{name}: {result.seconds:.0f} s", file=sys.stderr)
     return result
 
 
 def _groups_of(episode: PlayedEpisode) -> tuple[str, ...]:
     terrain = episode.attributes["config.terrain"]
     altars = int(_altars(episode))
-    altar_bin = [
-        name for name, (fewest, most) in zip(_BINS, ALTAR_BINS, strict=True) if fewest <= altars <= most
-    ]
+    altar_bin = [name for name, (fewest, most) in zip(_BINS, ALTAR_BINS, strict=True) if fewest <= altars <= most]
     if terrain == MIXED_TERRAIN:
         return ("all", MIXED, *altar_bin)
     return ("all", *terrain.rpartition("/")[2].rsplit("_", 1), *altar_bin)

@@ -80,9 +80,7 @@ class _RandomActing:
             actions = self._rng.integers(space.nvec, size=size)
         else:
             assert isinstance(space, gymnasium.spaces.Box)
-            actions = self._rng.uniform(
-                np.clip(space.low, -1e3, 1e3), np.clip(space.high, -1e3, 1e3), size=size
-            )
+            actions = self._rng.uniform(np.clip(space.low, -1e3, 1e3), np.clip(space.high, -1e3, 1e3), size=size)
         self._arrays.actions[self._rows] = actions
 
 
@@ -142,9 +140,7 @@ class PolicyPlayer:
 
     def check_fits(self, spec: EnvSpec) -> None:
         if self.greedy and isinstance(spec.action_space, gymnasium.spaces.Box):
-            raise ConfigError(
-                f"greedy actions of {spec.name}: a continuous policy only draws; use greedy=False"
-            )
+            raise ConfigError(f"greedy actions of {spec.name}: a continuous policy only draws; use greedy=False")
         self._adapted_to(spec)
 
     def start(self, batch: EnvBatch, rows: NDArray[np.int64], seed: int) -> Acting:

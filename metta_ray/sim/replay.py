@@ -58,9 +58,7 @@ class ReplayRecorder:
         return {
             **self._header,
             "max_steps": self.steps,
-            "objects": [
-                {key: _collapsed(series) for key, series in thing.items()} for thing in self._objects.values()
-            ],
+            "objects": [{key: _collapsed(series) for key, series in thing.items()} for thing in self._objects.values()],
             "infos": self._source.infos(self._total_rewards),
         }
 
@@ -75,9 +73,7 @@ class ReplayRecorder:
             # What appears later was not there before, and its series start at step 0 all the same.
             known = self._objects[state["id"]] = {}
             if self.steps:
-                known |= {
-                    key: [[0, False if key == "alive" else type(value)()]] for key, value in state.items()
-                }
+                known |= {key: [[0, False if key == "alive" else type(value)()]] for key, value in state.items()}
         for key, value in state.items():
             _append_change(known.setdefault(key, []), self.steps, value)
 

@@ -93,9 +93,7 @@ class SimulationResult:
         means = []
         for episode in self.episodes:
             own = zip(episode.agent_metrics, episode.agent_policies, strict=True)
-            means.append(
-                float(np.mean([metrics[REWARD] for metrics, policy in own if policy == self.policy]))
-            )
+            means.append(float(np.mean([metrics[REWARD] for metrics, policy in own if policy == self.policy])))
         return Estimate.of(means)
 
     @property
@@ -121,11 +119,12 @@ class SuiteResult:
 
     @property
     def category_scores(self) -> dict[str, float]:
-        """{category: mean over its episodes}."""
+        """{category: mean over the agent-episodes of the policy under evaluation}."""
         scores: dict[str, list[float]] = {}
         for sim in self.simulations:
-            if sim.episodes:
-                scores.setdefault(sim.category, []).extend(episode.score for episode in sim.episodes)
+            for episode in sim.episodes:
+                own_agents = episode.agent_policies.count(sim.policy)
+                scores.setdefault(sim.category, []).extend([episode.score] * own_agents)
         return {category: float(np.mean(values)) for category, values in scores.items()}
 
     @property
@@ -157,10 +156,7 @@ class SuiteResult:
             cells = [sim.name, f"{len(sim.episodes)}{missing}", f"{sim.returns.mean:.3f}", str(sim.score)]
             rows.append(cells + [f"{other.simulations[index].returns.mean:.3f}" for other in others])
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(lines)
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from metta_ray.common.errors import ConfigError
 from metta_ray.envs.env_batch import EnvBatch, SeedRoot
 from metta_ray.envs.env_spec import EnvSpec
-from metta_ray.envs.registry import EnvFactory, MettaGridFactory, resolve_env
+from metta_ray.envs.registry import EnvFactory, resolve_env
 from metta_ray.envs.tasks import EpisodeResult
 from metta_ray.sim.players import Player
 from metta_ray.sim.replay import SUFFIX, ReplayRecorder
@@ -41,7 +41,7 @@ MAX_ENVS = 64
 
 
 class Simulation:
-    """Built, run once, and done.
+    """May be run by any number of players, one after the other; each meets the same episodes.
 
     name: ``category/short name``. suite: what it belongs to. tags: stored with every episode.
     seed: of episodes and of drawn actions. max_envs: environments side by side. clock: seconds, for tests.
@@ -104,9 +104,7 @@ class Simulation:
             elapsed_s=self._clock() - start,
         )
 
-    def _play(
-        self, batch: EnvBatch, player: Player, npc: Player | None, deadline: float
-    ) -> list[PlayedEpisode]:
+    def _play(self, batch: EnvBatch, player: Player, npc: Player | None, deadline: float) -> list[PlayedEpisode]:
         own_rows, other_rows = self._split_rows(batch)
         keys = [player.key] * batch.num_agents
         acting = [player.start(batch, own_rows, self.seed)]
@@ -229,10 +227,8 @@ def env_factory(config: SingleEnvSimulationConfig) -> EnvFactory:
     A path such as ``/env/mettagrid/curriculum/navigation/bucketed`` means the tasks of that curriculum, drawn
     as a fresh one would.
     """
-    if not config.env.startswith("/"):
-        return resolve_env(config.env, **config.env_overrides)
-    curriculum = _mettagrid("curriculum.library").resolve_curriculum(config.env, **config.env_overrides)
-    return MettaGridFactory("mettagrid:navigation", table=curriculum.task_table(), stagger=False)
+    is_path = config.env.startswith("/")
+    return resolve_env(f"mettagrid:{config.env}" if is_path else config.env, **config.env_overrides)
 
 
 @contextlib.contextmanager

@@ -13,9 +13,7 @@ class SimulationConfig(StrictModel):
     """How to play."""
 
     num_episodes: int = Field(ge=1, description="episodes that count; more cost time and narrow the error")
-    max_time_s: float = Field(
-        default=120.0, gt=0, description="wall time; episodes unfinished by then leave no record"
-    )
+    max_time_s: float = Field(default=120.0, gt=0, description="wall time; episodes unfinished by then leave no record")
     env_overrides: dict[str, Any] = Field(
         default_factory=dict, description="settings of the environment that replace its own"
     )

@@ -57,9 +57,7 @@ class SimulationSuite:
             for name, simulation in config.simulations.items()
         ]
 
-    def run(
-        self, policy: nn.Module | PolicyRecord | Player, stats_db: StatsSink | None = None
-    ) -> SuiteResult:
+    def run(self, policy: nn.Module | PolicyRecord | Player, stats_db: StatsSink | None = None) -> SuiteResult:
         """Plays all simulations, one after the other; each is stored in ``stats_db`` as soon as it is done.
 
         A simulation whose NPC policy does not fit its environment is left out with a warning; if none remains
@@ -73,9 +71,7 @@ class SimulationSuite:
             try:
                 npc = self._npc_of(simulation)
             except PolicyMismatchError as error:
-                logger.warning(
-                    "simulation %s is left out: its NPC policy does not fit: %s", simulation.name, error
-                )
+                logger.warning("simulation %s is left out: its NPC policy does not fit: %s", simulation.name, error)
                 continue
             result = simulation.run(player, npc)
             results.append(result)
@@ -128,9 +124,7 @@ def evaluate_policy(
         raise ConfigError(
             f"suite is a {type(suite).__name__}; give a SimulationSuiteConfig or SingleEnvSimulationConfig"
         )
-    ready = SimulationSuite(
-        suite, seed=seed, replay_dir=replay_dir, policy_store=policy_store, max_envs=max_envs
-    )
+    ready = SimulationSuite(suite, seed=seed, replay_dir=replay_dir, policy_store=policy_store, max_envs=max_envs)
     return ready.run(policy, stats_db)
 
 

@@ -57,9 +57,7 @@ class ConvStack(nn.Module):
         self.convs = nn.ModuleList()
         self.paddings: list[list[int]] = []
         self.sizes = [(height, width)]
-        shapes = zip(
-            config.conv_channels, config.conv_kernels, config.conv_strides, config.conv_paddings, strict=True
-        )
+        shapes = zip(config.conv_channels, config.conv_kernels, config.conv_strides, config.conv_paddings, strict=True)
         for outputs, kernel, stride, padding in shapes:
             conv = nn.Conv2d(channels, outputs, kernel, stride)
             if orthogonal:
@@ -74,9 +72,7 @@ class ConvStack(nn.Module):
             self.sizes.append((height, width))
         self.activation = ACTIVATIONS[config.activation]()
         self.flat_size = channels * height * width
-        self.linear = linear_stack(
-            self.flat_size, config.hidden_sizes, config.activation, orthogonal=orthogonal
-        )
+        self.linear = linear_stack(self.flat_size, config.hidden_sizes, config.activation, orthogonal=orthogonal)
         self.feature_size = config.hidden_sizes[-1] if config.hidden_sizes else self.flat_size
 
     def forward(self, image: Tensor) -> Tensor:

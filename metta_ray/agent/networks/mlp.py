@@ -17,9 +17,7 @@ from metta_ray.envs.env_spec import EnvSpec
 
 def build_mlp(spec: EnvSpec, config: AgentConfig) -> nn.Module:
     if not config.hidden_sizes:
-        raise ConfigError(
-            "hidden_sizes=() leaves the mlp without a layer; give at least one size, e.g. (64, 64)"
-        )
+        raise ConfigError("hidden_sizes=() leaves the mlp without a layer; give at least one size, e.g. (64, 64)")
     return VectorMlp(spec, config) if spec.vocabulary is None else TokenMlp(spec, config)
 
 
@@ -57,9 +55,7 @@ class TokenMlp(nn.Module):
         self.tokens = TokenEncoder(spec, last_action_token=config.last_action_token)
         self.is_sparse = config.gather_conv is not False
         first, *others = config.hidden_sizes
-        self.first = SparseLinear(
-            self.tokens.num_places, self.tokens.num_scalars, first, orthogonal=orthogonal
-        )
+        self.first = SparseLinear(self.tokens.num_places, self.tokens.num_scalars, first, orthogonal=orthogonal)
         self.activation = ACTIVATIONS[config.activation]()
         self.layers = linear_stack(first, others, config.activation, orthogonal=orthogonal)
         self.feature_size = config.hidden_sizes[-1]

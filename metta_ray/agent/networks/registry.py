@@ -58,15 +58,11 @@ def _imported(architecture: str, module_name: str, class_name: str) -> NetworkCl
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ConfigError(
-            f"architecture={architecture!r}: cannot import {module_name!r} ({error})"
-        ) from error
+        raise ConfigError(f"architecture={architecture!r}: cannot import {module_name!r} ({error})") from error
     try:
         network: NetworkClass = getattr(module, class_name)
     except AttributeError:
-        raise ConfigError(
-            f"architecture={architecture!r}: module {module_name!r} has no {class_name!r}"
-        ) from None
+        raise ConfigError(f"architecture={architecture!r}: module {module_name!r} has no {class_name!r}") from None
     return network
 
 
@@ -74,7 +70,5 @@ def build_network(spec: EnvSpec, config: AgentConfig) -> nn.Module:
     """Builds the encoder and checks the one thing that the agent relies on."""
     network = network_class(config.architecture)(spec, config)
     if not isinstance(getattr(network, "feature_size", None), int):
-        raise ConfigError(
-            f"network {config.architecture!r} must set feature_size, the int width of its output"
-        )
+        raise ConfigError(f"network {config.architecture!r} must set feature_size, the int width of its output")
     return network

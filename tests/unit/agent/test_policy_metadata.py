@@ -35,13 +35,9 @@ def test_an_unknown_attribute_lists_the_known():
 
 
 def test_numpy_values_and_tuples_become_json():
-    metadata = PolicyMetadata(
-        a=np.float32(0.5), b=(1, np.int64(2)), c={"d": np.array([1.0, 2.0])}, e=np.bool_(True)
-    )
+    metadata = PolicyMetadata(a=np.float32(0.5), b=(1, np.int64(2)), c={"d": np.array([1.0, 2.0])}, e=np.bool_(True))
 
-    assert (
-        metadata.to_dict() | {"a": 0.5, "b": [1, 2], "c": {"d": [1.0, 2.0]}, "e": True} == metadata.to_dict()
-    )
+    assert metadata.to_dict() | {"a": 0.5, "b": [1, 2], "c": {"d": [1.0, 2.0]}, "e": True} == metadata.to_dict()
 
 
 def test_what_json_cannot_hold_is_refused_by_name():

@@ -1,5 +1,6 @@
 """Policies on disk: finding, loading, saving, protecting, deleting."""
 
+import itertools
 import json
 import logging
 import multiprocessing
@@ -20,6 +21,7 @@ from metta_ray.agent.policy_record import PolicyRecord, make_model_name
 from metta_ray.agent.policy_state import PolicyState
 from metta_ray.agent.policy_store import PolicyStore
 from metta_ray.common.errors import CheckpointError, ConfigError, PolicyMissingError, UsageError
+from metta_ray.common.util import fs
 from metta_ray.common.util.fs import atomic_directory
 from metta_ray.common.util.state_directory import write_manifest
 from metta_ray.envs.env_spec import EnvSpec
@@ -47,9 +49,7 @@ def checkpoints(tmp_path: Path) -> Path:
     return tmp_path / "run" / "checkpoints"
 
 
-def save(
-    store: PolicyStore, checkpoints: Path, epoch: int, *, name: str | None = None, **metadata
-) -> PolicyRecord:
+def save(store: PolicyStore, checkpoints: Path, epoch: int, *, name: str | None = None, **metadata) -> PolicyRecord:
     record = store.create_empty_policy_record(name or make_model_name(epoch), checkpoints)
     record.policy = new_policy(epoch)
     record.metadata = PolicyMetadata(epoch=epoch, agent_step=100 * epoch, **metadata)
@@ -58,9 +58,7 @@ def save(
 
 def save_trainer_checkpoint(checkpoints: Path, epoch: int) -> Path:
     directory = checkpoints / make_model_name(epoch)
-    record = PolicyRecord(
-        directory.name, f"file://{directory}", PolicyMetadata(epoch=epoch), policy=new_policy(epoch)
-    )
+    record = PolicyRecord(directory.name, f"file://{directory}", PolicyMetadata(epoch=epoch), policy=new_policy(epoch))
     with atomic_directory(directory) as unfinished:
         policy_files.write_policy_files(unfinished, record)
         (unfinished / "trainer.json").write_text("{}")
@@ -171,7 +169,7 @@ def test_a_policy_without_an_architecture_is_refused(store, checkpoints):
     record = store.create_empty_policy_record("model_0001", checkpoints)
     record.policy = torch.nn.Linear(2, 2)
 
-    with pytest.raises(ConfigError, match="Linear.*without pickle"):
+    with pytest.raises(ConfigError, match=r"Linear.*without pickle"):
         store.save(record)
 
     assert not (checkpoints / "model_0001").exists()
@@ -197,6 +195,37 @@ def test_extra_files_of_a_trainer_checkpoint_are_ignored(store, checkpoints):
     record = store.policy_record(checkpoints)
 
     assert record.metadata.epoch == 2
+    assert record.num_params() > 0
+
+
+class Crash(BaseException):
+    """The machine dies here."""
+
+
+def test_a_crash_after_any_disk_operation_leaves_a_whole_policy_or_none(store, checkpoints, monkeypatch):
+    operations = itertools.count()
+    for crash_at in itertools.count():
+        done = 0
+
+        def die(operation: str, path: Path, crash_at: int = crash_at) -> None:
+            nonlocal done
+            done += 1
+            if done > crash_at:
+                raise Crash
+
+        monkeypatch.setattr(fs, "io_hook", die)
+        try:
+            record = save(store, checkpoints, crash_at)
+        except Crash:
+            monkeypatch.setattr(fs, "io_hook", None)
+        else:
+            break
+        next(operations)
+        if (checkpoints / make_model_name(crash_at)).exists():
+            assert store.policy_record(checkpoints / make_model_name(crash_at)).num_params() > 0
+    monkeypatch.setattr(fs, "io_hook", None)
+
+    assert next(operations) > 5
     assert record.num_params() > 0
 
 

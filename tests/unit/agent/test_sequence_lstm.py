@@ -8,9 +8,7 @@ from metta_ray.agent.lstm import SequenceLSTM
 
 patterns = st.integers(1, 5).flatmap(
     lambda rows: st.integers(1, 13).flatmap(
-        lambda steps: st.lists(
-            st.lists(st.booleans(), min_size=steps, max_size=steps), min_size=rows, max_size=rows
-        )
+        lambda steps: st.lists(st.lists(st.booleans(), min_size=steps, max_size=steps), min_size=rows, max_size=rows)
     )
 )
 
@@ -23,7 +21,7 @@ def step_by_step(lstm, x, h, c, resets):
     return torch.cat(outputs, dim=1), h, c
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(patterns, st.integers(1, 2))
 def test_k1_sequence_with_resets_equals_step_by_step(pattern, layers):
     torch.manual_seed(0)

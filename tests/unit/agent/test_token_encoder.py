@@ -48,16 +48,14 @@ def test_padding_is_trimmed_to_the_longest_row(longest):
 
 
 @pytest.mark.parametrize("architecture", ["light", "fast", "mlp"])
-@pytest.mark.parametrize("window", [5, 11, 13])
-def test_gathered_first_layer_equals_dense_one_with_its_gradient(
-    token_spec, some_tokens, architecture, window
-):
+@pytest.mark.parametrize("window", [5, 13])
+def test_gathered_first_layer_equals_dense_one_with_its_gradient(token_spec, some_tokens, architecture, window):
     spec = token_spec(window=window)
     obs = some_tokens(spec, 20)
     results = []
     for gather in (True, False):
         torch.manual_seed(0)
-        network = build_network(spec, AgentConfig(architecture=architecture, gather_conv=gather))
+        network = build_network(spec, AgentConfig(architecture=architecture, hidden_sizes=(24,), gather_conv=gather))
         features = network(obs)
         features.square().sum().backward()
         results.append([features, *(parameter.grad for parameter in network.parameters())])

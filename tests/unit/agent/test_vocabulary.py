@@ -52,9 +52,7 @@ def test_tags_and_groups_are_one_hot(layout):
 
 
 def test_identity_and_the_engines_reward_are_dropped(layout):
-    assert not any(
-        "agent_id" in name or "last_reward" in name for name in (*layout.channels, *layout.scalars)
-    )
+    assert not any("agent_id" in name or "last_reward" in name for name in (*layout.channels, *layout.scalars))
     for feature in (3, 6):
         assert not layout.channel_value.reshape(256, 256)[feature].any()
         assert not layout.scalar_value.reshape(256, 256)[feature].any()
@@ -84,9 +82,7 @@ def test_new_feature_with_a_free_id_needs_no_renaming(token_spec):
 
 def test_k21_ids_need_not_be_contiguous(token_spec):
     old = token_spec(features=("tag", "vibe"))
-    new = token_spec(
-        features=(*[f"unknown:{i}" for i in range(200)], "vibe", "tag"), tags=("type:altar", "new")
-    )
+    new = token_spec(features=(*[f"unknown:{i}" for i in range(200)], "vibe", "tag"), tags=("type:altar", "new"))
     pairs = token_remap(old.vocabulary, (), new.vocabulary, ()).reshape(256, 256, 2)
 
     assert pairs[200, 3].tolist() == [1, 3]

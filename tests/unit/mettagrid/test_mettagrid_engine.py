@@ -108,9 +108,13 @@ def test_fact_5_ids_do_not_depend_on_the_objects_of_a_task():
         assert vocabulary.features == first.features
         assert vocabulary.tags == first.tags
     assert first.tags == tuple(f"type:{name}" for name in engine.OBJECT_TYPES)
-    assert [
-        first.features[name].id for name in ("agent:group", "last_action", "vibe", "tag", "agent_id")
-    ] == [0, 2, 5, 6, 11]
+    assert [first.features[name].id for name in ("agent:group", "last_action", "vibe", "tag", "agent_id")] == [
+        0,
+        2,
+        5,
+        6,
+        11,
+    ]
     assert first.features["inv:ore_red"].id == 12
     assert first.features["inv:heart"].id == 16
 
@@ -240,9 +244,7 @@ def test_a_location_byte_is_row_and_column_of_the_window():
     world = World(tasks.blueprint(TaskSpec(num_agents=1)), ONE)
     tag = NAVIGATION.vocabulary.features["tag"].id
     altar = NAVIGATION.vocabulary.tags.index("type:altar")
-    [location] = [
-        int(token[0]) for token in world.obs[0] if token[1] == tag and token[2] == altar and token[0] != 255
-    ]
+    [location] = [int(token[0]) for token in world.obs[0] if token[1] == tag and token[2] == altar and token[0] != 255]
     assert (location >> 4, location & 15) == (5, 6)  # the agent is at the centre (5, 5)
 
 
@@ -251,9 +253,7 @@ def test_line_of_sight_hides_what_is_behind_walls():
     seen = {}
     for line_of_sight in (False, True):
         blueprint = tasks.blueprint(TaskSpec(num_agents=1, line_of_sight=line_of_sight))
-        seen[line_of_sight] = blueprint.vocabulary.tags.index("type:altar") in World(blueprint, grid).tokens(
-            "tag"
-        )
+        seen[line_of_sight] = blueprint.vocabulary.tags.index("type:altar") in World(blueprint, grid).tokens("tag")
     assert seen == {False: True, True: False}
 
 

@@ -75,9 +75,7 @@ def test_every_kind_runs_to_its_end_under_random_actions(kind, agents, tokens):
     results = play(batch, 15)
 
     assert batch.arrays.obs.shape == (2 * agents, tokens, 3)
-    assert [(r.length, r.truncated, r.terminated, r.reported) for r in results] == [
-        (15, True, False, True)
-    ] * 2
+    assert [(r.length, r.truncated, r.terminated, r.reported) for r in results] == [(15, True, False, True)] * 2
     assert all(0 <= r.score <= 1 and r.returns.shape == (agents,) for r in results)
     assert {"agent", "game", "attributes"} == set(results[0].stats)
     json.dumps(results[0].stats)
@@ -131,10 +129,7 @@ def test_stepping_before_reset_says_so():
     other=st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50)),
 )
 def test_k18_seeds_of_two_episodes_are_equal_only_if_they_are_the_same(seed, one, other):
-    words = [
-        tuple(SeedRoot(seed, rank).episode(env, episode).generate_state(4))
-        for rank, env, episode in (one, other)
-    ]
+    words = [tuple(SeedRoot(seed, rank).episode(env, episode).generate_state(4)) for rank, env, episode in (one, other)]
     assert (words[0] == words[1]) == (one == other)
 
 
@@ -217,8 +212,7 @@ def test_the_reward_of_the_last_step_survives_the_reset():
 def test_final_obs_equals_what_a_longer_episode_would_have_shown():
     """The true last observation: up to the share of completion, that of the same world without the limit."""
     short, long = (
-        batch_of(SMALL.model_copy(update={"max_steps": steps, "map_seed": (9,)}), stagger=False)
-        for steps in (5, 200)
+        batch_of(SMALL.model_copy(update={"max_steps": steps, "map_seed": (9,)}), stagger=False) for steps in (5, 200)
     )
     play(short, 5)
     play(long, 5)

@@ -50,9 +50,7 @@ def test_every_agent_reaches_every_altar_although_altars_block(seed, style, side
 @given(seed=st.integers(0, 2**32), style=st.sampled_from(STYLES))
 @settings(max_examples=10, deadline=None)
 def test_a_seed_is_a_map(seed, style):
-    first, second = (
-        terrain.room(np.random.default_rng(seed), style, 20, 24, {Cell.ALTAR: 4}) for _ in range(2)
-    )
+    first, second = (terrain.room(np.random.default_rng(seed), style, 20, 24, {Cell.ALTAR: 4}) for _ in range(2))
     assert np.array_equal(first, second)
     assert first.shape == (20, 24)
 

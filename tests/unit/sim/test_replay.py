@@ -42,9 +42,7 @@ def our_replay(task: TaskSpec, actions: np.ndarray, folder: Path) -> tuple[dict,
 def engine_replay(task: TaskSpec, episode, actions: np.ndarray, folder: Path) -> dict:
     blueprint = tasks.blueprint(task)
     names = blueprint.cell_names(episode.grid)
-    symbols = {
-        name: chr(ord("A") + index) for index, name in enumerate(sorted({n for row in names for n in row}))
-    }
+    symbols = {name: chr(ord("A") + index) for index, name in enumerate(sorted({n for row in names for n in row}))}
     builder = AsciiMapBuilderConfig(
         map_data=[[symbols[name] for name in row] for row in names],
         char_to_map_name={symbol: name for name, symbol in symbols.items()},

@@ -43,9 +43,7 @@ def test_too_few_values_have_no_error():
 
 
 def test_the_return_counts_only_agents_of_the_policy_under_evaluation():
-    result = simulation(
-        "a/b", episode(0, 0.5, [1.0, 3.0, 100.0], [US, US, NPC]), episode(1, 0.5, [4.0, 4.0, 0.0])
-    )
+    result = simulation("a/b", episode(0, 0.5, [1.0, 3.0, 100.0], [US, US, NPC]), episode(1, 0.5, [4.0, 4.0, 0.0]))
 
     # episode 0: (1 + 3) / 2 = 2; episode 1: (4 + 4 + 0) / 3
     assert result.returns.mean == pytest.approx((2 + 8 / 3) / 2)
@@ -66,10 +64,15 @@ def test_k19_a_category_is_the_exact_text_before_the_slash():
     assert suite.simulation_scores[("navigation", "a")] == 0.2
 
 
+def test_a_category_is_a_mean_over_agent_episodes_as_in_the_database():
+    lonely, crowd = episode(0, 0.2, [0.0]), episode(1, 0.4, [0.0] * 4, [US, US, US, NPC])
+    suite = SuiteResult("s", (simulation("nav/a", lonely), simulation("nav/b", crowd)))
+
+    assert suite.category_scores == {"nav": pytest.approx((0.2 + 3 * 0.4) / 4)}
+
+
 def test_k25_a_summary_is_plain_numbers_by_name():
-    suite = SuiteResult(
-        "s", (simulation("nav/a", episode(0, 0.2, [0.0])), simulation("nav/b", episode(0, 0.4, [0.0])))
-    )
+    suite = SuiteResult("s", (simulation("nav/a", episode(0, 0.2, [0.0])), simulation("nav/b", episode(0, 0.4, [0.0]))))
 
     assert dict(suite.metrics().items()) == pytest.approx(
         {

@@ -1,0 +1,56 @@
+"""Settings for all tests: one thread per process, and no skipping where everything is meant to be there."""
+
+from __future__ import annotations
+
+import os
+
+# Before numpy and torch are imported: with several processes on few cores, more threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("METTAGRID_LOG_LEVEL", "WARNING")
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+# Tests that touch environments are slow by nature, and the machines that run them are shared.
+settings.register_profile("metta_ray", deadline=None, print_blob=True)
+settings.load_profile("metta_ray")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def repeatable_and_contained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Every test starts from the same random states; runs without a data_dir go to the test's own directory."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "train_dir"))
+    monkeypatch.delenv("METTA_RUN", raising=False)
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The root of the working tree."""
+    return ROOT
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Where CI=true, whatever a test needs must be there: a skip is a failure. (xfail stays what it is.)"""
+    report = yield
+    if os.environ.get("CI") == "true" and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, but CI=true: {report.longrepr}"
+    return report

@@ -1,0 +1,240 @@
+"""Who may import whom: read from the source (also imports inside functions), and seen in fresh processes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "metta_ray"
+
+# Low to high. A module imports its own package and lower layers, never a neighbour in the same row.
+LAYERS = (
+    {"common"},
+    {"control", "state", "metrics"},
+    {"envs"},
+    {"mettagrid"},
+    {"agent"},
+    {"rl"},
+    {"sim"},
+    {"eval"},
+    {"api"},
+    {"service"},
+    {"jobs", "bench", "report"},
+    {"cli"},
+)
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+LIBRARY = ("common", "envs", "mettagrid", "agent", "rl", "sim", "eval", "api")
+SERVICE_ONLY = {"ray", "redis", "prometheus_client"}
+DECISIONS = {"control", "state", "metrics"}
+UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+# Both ends of a worker's private socket are processes of one run, started one by the other; an environment's
+# constructor arguments may be any Python values. Nothing that comes from a file or another run passes there.
+WORKER_SOCKET = {"metta_ray.envs.worker_main", "metta_ray.envs.worker_process"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer_of(module: str) -> str:
+    """``metta_ray.rl.losses`` → ``rl``; "" for the package itself."""
+    return (module.split(".") + [""])[1]
+
+
+def imports_of(tree: ast.AST, module: str) -> set[str]:
+    """Absolute dotted names of everything that is imported, at any depth of the file."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute in this package"
+            assert node.module is not None
+            # `from metta_ray import rl` and `from metta_ray.rl import losses` name modules too.
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def parsed() -> list[tuple[str, ast.Module]]:
+    return [(dotted(path), ast.parse(path.read_text())) for path in modules()]
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Top-level names in ``sys.modules`` of a new process that ran ``statement``."""
+    code = f"{statement}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+def test_every_package_has_a_place_in_the_layers():
+    assert {layer_of(dotted(path)) for path in modules()} - {""} <= HEIGHT.keys()
+
+
+def test_a_module_imports_only_its_own_package_and_lower_layers():
+    violations = []
+    for module, tree in parsed():
+        own = layer_of(module)
+        for imported in imports_of(tree, module):
+            if not imported.startswith("metta_ray."):
+                continue
+            other = layer_of(imported)
+            if other != own and HEIGHT[other] >= HEIGHT[own]:
+                violations.append(f"{module} imports {imported}")
+
+    assert violations == []
+
+
+def test_the_library_does_not_know_the_service():
+    violations = []
+    for module, tree in parsed():
+        if layer_of(module) not in LIBRARY:
+            continue
+        for imported in imports_of(tree, module):
+            foreign = imported.split(".")[0] in SERVICE_ONLY
+            if foreign or (imported.startswith("metta_ray.") and layer_of(imported) in DECISIONS):
+                violations.append(f"{module} imports {imported}")
+
+    assert violations == []
+
+
+def test_common_and_decisions_import_neither_torch_nor_ray():
+    violations = [
+        f"{module} imports {imported}"
+        for module, tree in parsed()
+        if layer_of(module) in {"common", *DECISIONS}
+        for imported in imports_of(tree, module)
+        if imported.split(".")[0] in {"torch", "ray"}
+    ]
+
+    assert violations == []
+
+
+def test_envs_import_no_torch():
+    violations = [
+        f"{module} imports {imported}"
+        for module, tree in parsed()
+        if layer_of(module) == "envs"
+        for imported in imports_of(tree, module)
+        if imported.split(".")[0] == "torch"
+    ]
+
+    assert violations == []
+
+
+def test_only_the_mettagrid_package_imports_the_engine():
+    # The floor of the benchmark measures the bare engine, so it must speak to it directly.
+    importers = {
+        module
+        for module, tree in parsed()
+        if any(name.split(".")[0] == "mettagrid" for name in imports_of(tree, module))
+    }
+
+    assert {name for name in importers if layer_of(name) != "mettagrid"} <= {"metta_ray.bench.floor"}
+
+
+def test_the_floor_of_the_benchmark_takes_nothing_but_grids_from_us():
+    floor = next(tree for module, tree in parsed() if module == "metta_ray.bench.floor")
+
+    ours = {name for name in imports_of(floor, "metta_ray.bench.floor") if name.startswith("metta_ray")}
+
+    assert {".".join(name.split(".")[:3]) for name in ours} <= {"metta_ray.mettagrid.terrain"}
+
+
+def test_package_files_are_empty():
+    assert [dotted(path) for path in modules() if path.name == "__init__.py" and path.read_text().strip()] == []
+
+
+def test_every_folder_with_modules_is_a_package():
+    folders = {path.parent for path in modules()}
+
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_nothing_is_unpickled_but_on_the_sockets_of_our_own_workers():
+    importers = {
+        module
+        for module, tree in parsed()
+        if any(name.split(".")[0] in UNPICKLERS for name in imports_of(tree, module))
+    }
+
+    assert importers == WORKER_SOCKET
+
+
+def test_no_call_can_unpickle():
+    """torch.load, numpy's allow_pickle, and weights_only=False."""
+    violations = []
+    for module, tree in parsed():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            callee = ast.unparse(node.func)
+            # safetensors.torch.load reads raw numbers; torch.save writes what only torch.load reads.
+            if callee in {"torch.load", "torch.save", "torch.hub.load", "pandas.read_pickle"}:
+                violations.append(f"{module}:{node.lineno} {callee}")
+            for keyword in node.keywords:
+                if keyword.arg in {"allow_pickle", "weights_only"}:
+                    violations.append(f"{module}:{node.lineno} {keyword.arg}")
+
+    assert violations == []
+
+
+def test_no_object_collectives():
+    """torch.distributed's *_object_* functions pickle behind the scenes."""
+    violations = [
+        f"{module}:{node.lineno} {node.attr}"
+        for module, tree in parsed()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in {"all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list"}
+    ]
+
+    assert violations == []
+
+
+def test_importing_the_library_loads_no_service_and_no_engine():
+    loaded = loaded_after("import metta_ray.api")
+
+    assert loaded & SERVICE_ONLY == set()
+    assert "mettagrid" not in loaded, "the engine takes seconds to load; it is loaded when an environment is made"
+    assert {name for name in loaded if layer_of(name) in DECISIONS and name.startswith("metta_ray.")} == set()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "metta_ray.rl.trainer_config",
+        "metta_ray.rl.presets",
+        "metta_ray.rl.run_options",
+        "metta_ray.mettagrid.task_spec",
+        "metta_ray.mettagrid.curriculum.library",
+        "metta_ray.mettagrid.curriculum.learning_progress",
+        "metta_ray.envs.registry",
+        "metta_ray.sim.simulation_config",
+        "metta_ray.common.util.typed_config",
+        "metta_ray.common.profiling.stopwatch",
+    ],
+)
+def test_configuration_and_curricula_load_neither_torch_nor_an_engine_nor_ray(module: str):
+    loaded = loaded_after(f"import {module}")
+
+    assert loaded & {"torch", "mettagrid", *SERVICE_ONLY} == set()
+
+
+def test_common_loads_no_torch():
+    names = [dotted(path) for path in modules() if layer_of(dotted(path)) == "common"]
+
+    loaded = loaded_after("\n".join(f"import {name}" for name in names))
+
+    assert loaded & {"torch", "mettagrid", *SERVICE_ONLY} == set()
