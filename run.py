@@ -21,8 +21,8 @@ from metta_ray.api import (
     HyperparameterScheduler,
     Kickstarter,
     Losses,
-    MettaRayError,
     MetricsLog,
+    MettaRayError,
     Optimizer,
     PolicyStore,
     RunOptions,
@@ -102,12 +102,8 @@ def train(options: RunOptions) -> int:
     }
     agent_step, epoch, resumed_from = load_checkpoint(config.checkpoint.checkpoint_dir, **state)
     if resumed_from:
-        say(
-            f"continuing {dirs.run_name} after epoch {epoch}, {agent_step:,} agent steps, from {resumed_from}:"
-        )
-        say(
-            "  restored weights, optimiser, schedules, curriculum, environments, recurrent state, random states"
-        )
+        say(f"continuing {dirs.run_name} after epoch {epoch}, {agent_step:,} agent steps, from {resumed_from}:")
+        say("  restored weights, optimiser, schedules, curriculum, environments, recurrent state, random states")
     elif initial_policy := load_initial_policy(agent, policy_store, config.initial_policy):
         say(f"starting from the weights of {initial_policy}")
     if config.compile:
@@ -115,8 +111,8 @@ def train(options: RunOptions) -> int:
     policy = wrap_agent_distributed(agent, device)
 
     say(
-        f"run {dirs.run_name}: {config.curriculum_or_env} with {vecenv.num_envs} environments, {vecenv.num_agents} agents on each of "
-        f"{world_size} ranks; {agent.total_params:,} parameters; {config.total_timesteps:,} agent steps"
+        f"run {dirs.run_name}: {config.curriculum_or_env}, {vecenv.num_envs} environments with {vecenv.num_agents} agents "
+        f"on each of {world_size} ranks, {agent.total_params:,} parameters, {config.total_timesteps:,} agent steps"
     )
     schedule = HyperparameterScheduler(config, optimizer)
     losses = Losses()
@@ -140,9 +136,7 @@ def train(options: RunOptions) -> int:
             steps = sum_over_ranks(steps)
             agent_step += steps
             # Train on it.
-            update_policy(
-                policy, optimizer, experience, config, kickstarter, agent_step, epoch, losses, device, timer
-            )
+            update_policy(policy, optimizer, experience, config, kickstarter, agent_step, epoch, losses, device, timer)
         epoch += 1
         maybe_update_l2_weights(agent, epoch, agent.config.l2_init_weight_update_interval)
         record_heartbeat(os.environ.get("HEARTBEAT_FILE"))
@@ -153,9 +147,7 @@ def train(options: RunOptions) -> int:
         speed = progress.lap(steps)
         say(progress.line(epoch, agent_step, metrics.get("overview/reward"), speed))
         if is_master:
-            log.write(
-                epoch, agent_step, speed, metrics, losses=losses.stats(), hyperparameters=hyperparameters
-            )
+            log.write(epoch, agent_step, speed, metrics, losses=losses.stats(), hyperparameters=hyperparameters)
 
         is_last = agent_step >= config.total_timesteps or epoch == last_epoch or stop.is_set()
         record = save_checkpoint(
@@ -169,17 +161,15 @@ def train(options: RunOptions) -> int:
             **state,
         )
         if record and should_run_on_interval(epoch, config.simulation.evaluate_interval) and not is_last:
-            say(evaluate_run(record, config.curriculum_or_env, config.env_overrides, dirs))
+            say(evaluate_run(record, config.curriculum_or_env, config.env_overrides, dirs, policy_store))
 
     stop.restore()
     vecenv.close()
     if record and is_master:
         if options.evaluate:
-            say(evaluate_run(record, config.curriculum_or_env, config.env_overrides, dirs))
+            say(evaluate_run(record, config.curriculum_or_env, config.env_overrides, dirs, policy_store))
         say(f"checkpoint: {record.uri}")
-        say(
-            f"resume:     python run.py --run {dirs.run_name} with the same options, and more --total-timesteps"
-        )
+        say(f"resume:     python run.py --run {dirs.run_name} with the same options, and more --total-timesteps")
     return 0
 
 

@@ -7,7 +7,7 @@ from metta_ray.common.errors import MettaRayError, TrainingDiverged
 from metta_ray.common.profiling.stopwatch import Stopwatch
 from metta_ray.common.util.heartbeat import record_heartbeat
 from metta_ray.common.util.system_monitor import SystemMonitor
-from metta_ray.eval.run_evaluation import evaluate_run
+from metta_ray.eval.evaluation import evaluate_run
 from metta_ray.mettagrid.curriculum.core import PreBuiltConfigCurriculum
 from metta_ray.rl.advantage import compute_advantage
 from metta_ray.rl.diagnostics import gradient_stats, profiled_epoch

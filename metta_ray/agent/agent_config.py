@@ -137,11 +137,16 @@ class AgentConfig(StrictModel):
                 "is shared by actor and critic; set separate_critic=False (and scale values) or "
                 "lstm_hidden_size=0"
             )
-        sizes = (*self.conv_channels, *self.conv_kernels, *self.conv_strides, *self.hidden_sizes)
-        sizes += (*self.actor_hidden_sizes, *self.critic_hidden_sizes)
-        if min(sizes, default=1) < 1 or min(self.conv_paddings, default=0) < 0:
-            raise ValueError("sizes, kernels and strides are at least 1, paddings at least 0")
+        for name in ("conv_channels", "conv_kernels", "conv_strides", "hidden_sizes", "actor_hidden_sizes"):
+            _require_at_least(1, name, getattr(self, name))
+        _require_at_least(1, "critic_hidden_sizes", self.critic_hidden_sizes)
+        _require_at_least(0, "conv_paddings", self.conv_paddings)
         return self
+
+
+def _require_at_least(least: int, name: str, values: tuple[int, ...]) -> None:
+    if min(values, default=least) < least:
+        raise ValueError(f"{name}={list(values)}: each must be at least {least}")
 
 
 def default_config(architecture: str) -> AgentConfig:

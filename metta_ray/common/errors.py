@@ -9,6 +9,7 @@
     │   └── PolicyMissingError (ValueError)  no policy matches what was asked for
     ├── PolicyMismatchError (ValueError) a policy does not fit the environment or the weights
     ├── RunDirectoryInUse (RuntimeError) another live process writes to this run directory
+    ├── StatsDBError (RuntimeError)     an evaluation database is damaged, of another version, or none
     └── TrainingDiverged (RuntimeError) several updates in a row were not finite
 
 Every message names the thing, its value and the remedy.
@@ -49,6 +50,10 @@ class PolicyMismatchError(MettaRayError, ValueError):
 
 class RunDirectoryInUse(MettaRayError, RuntimeError):  # noqa: N818 - reads as the fact it states
     """Another live process writes to this run directory."""
+
+
+class StatsDBError(MettaRayError, RuntimeError):
+    """A statistics file is damaged, of another version, or no statistics file."""
 
 
 class TrainingDiverged(MettaRayError, RuntimeError):  # noqa: N818 - reads as the fact it states

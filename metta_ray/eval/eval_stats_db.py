@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from metta_ray.common.errors import MettaRayError
+from metta_ray.common.errors import StatsDBError
 from metta_ray.sim.results import SCORE, PlayedEpisode, PolicyKey, SimulationResult, SuiteResult
 
 SCHEMA_VERSION = 1
@@ -69,10 +69,6 @@ SELECT samples.*, am.metric, am.value
 FROM policy_simulation_agent_samples samples
 JOIN agent_metrics am ON am.episode_id = samples.episode_id AND am.agent_id = samples.agent_id;
 """
-
-
-class StatsDBError(MettaRayError, RuntimeError):
-    """A statistics file is damaged, of another version, or no statistics file."""
 
 
 class EvalStatsDB:

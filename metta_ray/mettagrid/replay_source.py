@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from mettagrid.config.mettagrid_config import MettaGridConfig
-from mettagrid.policy.policy_env_interface import PolicyEnvInterface
 from numpy.typing import NDArray
 
 from metta_ray.envs.env_batch import EnvBatch
@@ -58,6 +56,10 @@ class ReplaySource:
     def header(self) -> dict[str, Any]:
         """Everything of a replay but ``objects``, ``infos`` and the final ``max_steps``."""
         world = self.episode.world
+        # Here, not above: the engine module must be the first to import mettagrid (it sets its log level).
+        from mettagrid.config.mettagrid_config import MettaGridConfig
+        from mettagrid.policy.policy_env_interface import PolicyEnvInterface
+
         config = MettaGridConfig(game=self._game)
         return {
             "version": 4,

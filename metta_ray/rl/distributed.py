@@ -24,9 +24,7 @@ def setup_device_and_distributed(base_device: str = "cuda") -> torch.device:
     """
     device = _known_device(base_device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        warnings.warn(
-            f"device {base_device!r} asked for but CUDA is not available: using the CPU", stacklevel=2
-        )
+        warnings.warn(f"device {base_device!r} asked for but CUDA is not available: using the CPU", stacklevel=2)
         device = torch.device("cpu")
     local_rank = os.environ.get("LOCAL_RANK")
     if local_rank is None:
@@ -70,9 +68,7 @@ class DistributedMettaAgent(DistributedDataParallel):
             return getattr(self.module, name)
 
 
-def wrap_agent_distributed(
-    agent: MettaAgent, device: torch.device | str
-) -> MettaAgent | DistributedMettaAgent:
+def wrap_agent_distributed(agent: MettaAgent, device: torch.device | str) -> MettaAgent | DistributedMettaAgent:
     """The agent itself, or its DDP wrapper where a process group exists (rank 0's weights go to all)."""
     if not dist.is_initialized():
         return agent

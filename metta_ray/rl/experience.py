@@ -77,9 +77,7 @@ class Experience:
         self._pin_obs = cpu_offload and self.device.type == "cuda"
         self._stores_tokens = isinstance(obs_space, TokenSpace)
         self.obs = self._allocate_obs(obs_space)
-        self.actions = torch.zeros(
-            (S, T, *(atn_space.shape or ())), dtype=action_dtype(atn_space), device=device
-        )
+        self.actions = torch.zeros((S, T, *(atn_space.shape or ())), dtype=action_dtype(atn_space), device=device)
         self.values = torch.zeros(S, T, device=device)
         self.logprobs = torch.zeros(S, T, device=device)
         self.ratio = torch.ones(S, T, device=device)
@@ -155,9 +153,7 @@ class Experience:
         rows, column = self._rows_and_column(env_id)
         starts_segment = column == 0
         if starts_segment and self._segment[env_id.start] > 0:
-            self._close(
-                rows - self.total_agents, rewards, dones, truncations, mask, values, truncation_values
-            )
+            self._close(rows - self.total_agents, rewards, dones, truncations, mask, values, truncation_values)
         if starts_segment:
             self._keep_initial_state(rows, env_id)
 

@@ -68,8 +68,7 @@ class HyperparameterScheduler:
         """Sets every scheduled value for ``agent_step``; returns {dotted name: value}."""
         progress = agent_step / self._total
         values = {
-            path: scheduled_value(schedule, self._initial[path], progress)
-            for path, schedule in self._schedules.items()
+            path: scheduled_value(schedule, self._initial[path], progress) for path, schedule in self._schedules.items()
         }
         for path, value in values.items():
             self._apply(path, value)

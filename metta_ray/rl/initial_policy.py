@@ -7,15 +7,13 @@ import random
 from torch import nn
 
 from metta_ray.agent.policy_store import PolicyStore
-from metta_ray.common.util.state_directory import tree_from_bytes, tree_to_bytes
 from metta_ray.agent.weights import copy_weights
+from metta_ray.common.util.state_directory import tree_from_bytes, tree_to_bytes
 from metta_ray.rl.distributed import broadcast_bytes, setup_distributed_vars, unwrap_agent
 from metta_ray.rl.trainer_config import InitialPolicyConfig
 
 
-def load_initial_policy(
-    agent: nn.Module, policy_store: PolicyStore, config: InitialPolicyConfig
-) -> str | None:
+def load_initial_policy(agent: nn.Module, policy_store: PolicyStore, config: InitialPolicyConfig) -> str | None:
     """Copies the weights of the policy that ``config`` chooses; returns its URI, or None if it names none.
 
     ``top`` and ``latest`` choose at random among the first ``range`` policies; ``specific`` takes the one at

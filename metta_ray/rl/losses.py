@@ -103,9 +103,7 @@ class Losses:
 
     def add(self, **terms: Tensor | float) -> None:
         """Counts one minibatch: ``add(policy_loss=…, entropy=…)``. One device transfer for all terms."""
-        values = torch.stack(
-            [torch.as_tensor(term, dtype=torch.float32).detach().cpu() for term in terms.values()]
-        )
+        values = torch.stack([torch.as_tensor(term, dtype=torch.float32).detach().cpu() for term in terms.values()])
         for name, value in zip(terms, values.tolist(), strict=True):
             setattr(self, f"{name}_sum", getattr(self, f"{name}_sum") + value)
         self.minibatches_processed += 1
@@ -113,11 +111,7 @@ class Losses:
     def stats(self) -> dict[str, float]:
         """Means per minibatch under their usual names, and ``explained_variance``."""
         count = max(1, self.minibatches_processed)
-        sums = {
-            f.name.removesuffix("_sum"): getattr(self, f.name)
-            for f in fields(self)
-            if f.name.endswith("_sum")
-        }
+        sums = {f.name.removesuffix("_sum"): getattr(self, f.name) for f in fields(self) if f.name.endswith("_sum")}
         means = {name: total / count for name, total in sums.items()}
         return means | {"explained_variance": self.explained_variance}
 

@@ -109,9 +109,7 @@ class Optimizer:
         """Raises ValueError if the state belongs to other parameters or another type of optimizer."""
         states = state["optimizers"]
         if len(states) != len(self.optimizers):
-            raise ValueError(
-                f"state of {len(states)} optimizers for {len(self.optimizers)}: another optimizer type"
-            )
+            raise ValueError(f"state of {len(states)} optimizers for {len(self.optimizers)}: another optimizer type")
         for optimizer, one in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(one)
         self.skipped_updates = int(state["skipped_updates"])

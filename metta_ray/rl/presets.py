@@ -77,6 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "vf_coef": 0.5,
                 "clip_vloss": False,
             },
+            "hyperparameter_scheduler": {"learning_rate_schedule": {"type": "linear", "min_value": 5e-5}},
         },
     },
     # The settings of rl-baselines3-zoo for this environment, over twice its length.

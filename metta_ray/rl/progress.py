@@ -23,9 +23,7 @@ class MetricsLog:
         self.path = Path(run_dir) / "metrics.jsonl"
         is_master, _, _ = setup_distributed_vars()
         if is_master and keep_until_epoch is not None and self.path.exists():
-            kept = [
-                line for line in self.path.read_text().splitlines() if _epoch_of(line) <= keep_until_epoch
-            ]
+            kept = [line for line in self.path.read_text().splitlines() if _epoch_of(line) <= keep_until_epoch]
             self.path.write_text("".join(f"{line}\n" for line in kept))
 
     def write(
@@ -69,7 +67,7 @@ class EpochProgress:
         return {"agent_steps_per_second": agent_steps / wall, "epoch_seconds": wall, **shares}
 
     def line(self, epoch: int, agent_step: int, reward: float | None, lap: dict[str, float]) -> str:
-        """The line that is printed, e.g. ``[###·····] 31 % epoch 12 · 196,608 agent steps · 15,210/s · reward 3.2 …``."""
+        """The line that is printed: ``[###·······]  31% epoch 12 · 196,608 agent steps · 15,210/s · reward 3.20 · …``."""
         done = min(1.0, agent_step / self._total)
         bar = "#" * round(done * BAR_WIDTH)
         shares = " ".join(f"{name} {lap[f'share/{name}']:.0%}" for name in PHASES)

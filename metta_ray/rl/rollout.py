@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from metta_ray.agent.metta_agent import MettaAgent
 from metta_ray.common.profiling.stopwatch import Stopwatch
+from metta_ray.envs.env_spec import TokenSpace
 from metta_ray.envs.vecenv import Received, VecEnv
 from metta_ray.rl.distributed import unwrap_agent
 from metta_ray.rl.experience import Experience, used_tokens
-from metta_ray.envs.env_spec import TokenSpace
 
 
 @torch.no_grad()

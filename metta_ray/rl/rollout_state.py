@@ -69,9 +69,7 @@ class RolloutState:
         for name in ("lstm_h", "lstm_c", "last_actions"):
             tensor, array = getattr(self, name), np.asarray(state[name])
             if tuple(tensor.shape) != array.shape:
-                raise ValueError(
-                    f"rollout state {name} has shape {array.shape}, expected {tuple(tensor.shape)}"
-                )
+                raise ValueError(f"rollout state {name} has shape {array.shape}, expected {tuple(tensor.shape)}")
             tensor.copy_(torch.from_numpy(array))
 
 

@@ -68,9 +68,7 @@ def setup_run_directories(
         for path in (dirs.checkpoint_dir, dirs.replay_dir, dirs.stats_dir):
             fs.make_directories(Path(path))
     except OSError as error:
-        raise ConfigError(
-            f"run directory {run_dir} cannot be written ({error}); set data_dir or DATA_DIR"
-        ) from None
+        raise ConfigError(f"run directory {run_dir} cannot be written ({error}); set data_dir or DATA_DIR") from None
     return dirs
 
 
@@ -97,9 +95,7 @@ def release_run_directories(dirs: RunDirectories) -> None:
         lock.release()
 
 
-def save_experiment_config(
-    dirs: RunDirectories, device: Any, trainer_config: TrainerConfig, **extra: Any
-) -> None:
+def save_experiment_config(dirs: RunDirectories, device: Any, trainer_config: TrainerConfig, **extra: Any) -> None:
     """Writes ``config.yaml`` in the run directory: resolved settings, versions, git revision, seeds.
 
     Only rank 0 writes. extra: further sections (models, mappings or scalars), e.g. ``agent=agent_config``.

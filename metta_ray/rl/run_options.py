@@ -31,9 +31,7 @@ class RunOptions(StrictModel):
     preset: str = Field(default=DEFAULT_PRESET, description=f"settings to start from: {', '.join(PRESETS)}")
     run: str | None = Field(default=None, description="name of the run; an existing one is continued")
     fresh: bool = Field(default=False, description="set an existing run of that name aside and start anew")
-    data_dir: str | None = Field(
-        default=None, description="where runs are kept; default $DATA_DIR or ./train_dir"
-    )
+    data_dir: str | None = Field(default=None, description="where runs are kept; default $DATA_DIR or ./train_dir")
     device: str = Field(default="cpu", description="cpu or cuda")
     threads: int = Field(
         default=1,
@@ -110,9 +108,7 @@ def preset_for(env: str | None) -> str:
 
 def _read(argv: Sequence[str]) -> dict[str, Any]:
     """``--a.b-c 1 --flag`` → {"a.b_c": "1", "flag": "true"}."""
-    parser = argparse.ArgumentParser(
-        prog="run.py", description=_help(), formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="run.py", description=_help(), formatter_class=argparse.RawTextHelpFormatter)
     _, words = parser.parse_known_args(list(argv))
     given: dict[str, Any] = {}
     while words:
@@ -135,9 +131,14 @@ def _long_name(name: str) -> str:
 def _help() -> str:
     fields = RunOptions.model_fields.items()
     lines = [f"  --{name.replace('_', '-'):<16} {field.description or ''}" for name, field in fields]
-    return "\n".join(
-        ["Train a policy in this process, or under torchrun in several.", "", *lines]
-        + ["", "  --env              gym:ID, mettagrid:KIND, module:factory or the path of a curriculum"]
-        + ["", "Every field has a dotted name, e.g. --trainer.ppo.clip-coef 0.2 --agent.architecture light."]
-        + [f"Short forms: {', '.join(f'--{a} = --{b}'.replace('_', '-') for a, b in SHORT_OPTIONS.items())}."]
-    )
+    short = ", ".join("--" + name.replace("_", "-") for name in SHORT_OPTIONS)
+    text = [
+        "Train a policy in this process, or under torchrun in several.",
+        "",
+        *lines,
+        "  --env              gym:ID, mettagrid:KIND, module:factory or the path of a curriculum",
+        "",
+        "Every field has a dotted name, e.g. --trainer.ppo.clip-coef 0.2 --agent.architecture light.",
+        f"Short for --trainer.…: {short}.",
+    ]
+    return "\n".join(text)

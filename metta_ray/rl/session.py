@@ -35,9 +35,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked = False
-        self._previous = {
-            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def is_set(self) -> bool:
         """Every rank must call it, once per epoch."""

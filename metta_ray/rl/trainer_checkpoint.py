@@ -15,7 +15,6 @@ no collective depends on what only one rank knows.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -113,6 +112,8 @@ def save_checkpoint(
         }
         _write(directory, record, trainer, ranks)
         if policy_store is not None:
+            # What is returned is what was saved, not the policy that goes on learning.
+            policy_store.saved(record, directory)
             policy_store.cleanup_old_policies(checkpoint_path, keep_last_n=keep_last_n)
     barrier()
     return record
@@ -300,9 +301,7 @@ def random_state() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state().numpy(),
-        "cuda": [state.numpy() for state in torch.cuda.get_rng_state_all()]
-        if torch.cuda.is_available()
-        else [],
+        "cuda": [state.numpy() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
         "numpy": {"name": name, "keys": keys, "position": position, "has_gauss": has_gauss, "cached": cached},
         "python": {"version": version, "internal": np.array(internal, np.uint64), "gauss": gauss},
     }
@@ -313,9 +312,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all([torch.from_numpy(one) for one in state["cuda"]])
     numpy_state = state["numpy"]
-    np.random.set_state(
-        tuple(numpy_state[key] for key in ("name", "keys", "position", "has_gauss", "cached"))
-    )
+    np.random.set_state(tuple(numpy_state[key] for key in ("name", "keys", "position", "has_gauss", "cached")))
     python = state["python"]
     random.setstate((python["version"], tuple(int(word) for word in python["internal"]), python["gauss"]))
 

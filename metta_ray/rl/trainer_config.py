@@ -57,9 +57,7 @@ class OptimizerConfig(StrictModel):
 class PPOConfig(StrictModel):
     """Proximal policy optimisation."""
 
-    clip_coef: float = Field(
-        default=0.1, gt=0, le=1, description="ε: importance ratios beyond 1 ± ε earn nothing"
-    )
+    clip_coef: float = Field(default=0.1, gt=0, le=1, description="ε: importance ratios beyond 1 ± ε earn nothing")
     ent_coef: _NonNegative = Field(default=0.0021, description="weight of the entropy bonus")
     gae_lambda: _Share = Field(default=0.916, description="λ: 0 trusts the values, 1 the returns")
     gamma: _Share = Field(default=0.977, description="γ, discount per agent step")
@@ -143,9 +141,7 @@ class ScheduleConfig(StrictModel):
 
     type: Literal["constant", "linear", "cosine", "exponential", "logarithmic"]
     initial_value: float | None = Field(default=None, description="None = the value in the configuration")
-    min_value: float | None = Field(
-        default=None, description="value at the end; None = a tenth of the initial"
-    )
+    min_value: float | None = Field(default=None, description="value at the end; None = a tenth of the initial")
     rate: float | None = Field(
         default=None,
         gt=0,
@@ -229,9 +225,7 @@ class TrainerConfig(StrictModel):
 
     ppo: PPOConfig = Field(default_factory=PPOConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    hyperparameter_scheduler: HyperparameterSchedulerConfig = Field(
-        default_factory=HyperparameterSchedulerConfig
-    )
+    hyperparameter_scheduler: HyperparameterSchedulerConfig = Field(default_factory=HyperparameterSchedulerConfig)
     prioritized_experience_replay: PrioritizedExperienceReplayConfig = Field(
         default_factory=PrioritizedExperienceReplayConfig
     )
@@ -264,9 +258,7 @@ class TrainerConfig(StrictModel):
     async_factor: _PositiveInt = Field(default=2, description="groups of environments in flight")
     num_workers: _PositiveInt = Field(default=1, description="environment processes per rank")
     zero_copy: bool = Field(default=True, description="hand out shared memory instead of copies")
-    require_contiguous_env_ids: bool = Field(
-        default=False, description="no effect; ids always are contiguous"
-    )
+    require_contiguous_env_ids: bool = Field(default=False, description="no effect; ids always are contiguous")
     verbose: bool = Field(default=True, description="no effect")
 
     cpu_offload: bool = Field(default=False, description="keep observations in host memory")
@@ -276,9 +268,7 @@ class TrainerConfig(StrictModel):
         default="none", description="precision of the networks; only 'none' (fp32) resumes bit for bit"
     )
 
-    env: str | None = Field(
-        default=None, description="environment without a curriculum, e.g. gym:CartPole-v1"
-    )
+    env: str | None = Field(default=None, description="environment without a curriculum, e.g. gym:CartPole-v1")
     curriculum: str | None = Field(
         default="/env/mettagrid/curriculum/simple",
         description="goes before env; None where only env is given",
@@ -307,9 +297,7 @@ class TrainerConfig(StrictModel):
             self.model_dump()
             | {
                 "batch_size": self.batch_size // world_size,
-                "forward_pass_minibatch_target_size": max(
-                    self.forward_pass_minibatch_target_size // world_size, 1
-                ),
+                "forward_pass_minibatch_target_size": max(self.forward_pass_minibatch_target_size // world_size, 1),
             }
         )
 
@@ -342,9 +330,7 @@ class TrainerConfig(StrictModel):
         _check_intervals(self)
         _check_schedules(self)
         if not self.curriculum_or_env:
-            raise ValueError(
-                "neither curriculum nor env is set; set one, e.g. curriculum=/env/mettagrid/smoke"
-            )
+            raise ValueError("neither curriculum nor env is set; set one, e.g. curriculum=/env/mettagrid/smoke")
         return self
 
 
@@ -378,9 +364,7 @@ def _convert_lr_scheduler(data: dict[str, Any]) -> None:
         schedule = {"type": old.get("schedule_type") or "cosine", "min_value": 0.0}
         newer = dict(data.get("hyperparameter_scheduler") or {})
         if newer.get("learning_rate_schedule"):
-            raise ValueError(
-                "lr_scheduler and hyperparameter_scheduler.learning_rate_schedule: leave one out"
-            )
+            raise ValueError("lr_scheduler and hyperparameter_scheduler.learning_rate_schedule: leave one out")
         data["hyperparameter_scheduler"] = {**newer, "learning_rate_schedule": schedule}
 
 
@@ -453,9 +437,7 @@ def _check_schedules(config: TrainerConfig) -> None:
 def schedulable_names() -> list[str]:
     """Dotted names of the settings that a schedule may move."""
     return [
-        name
-        for name in dotted_names(TrainerConfig)
-        if name.split(".")[0] in _SCHEDULABLE_SECTIONS and _is_float(name)
+        name for name in dotted_names(TrainerConfig) if name.split(".")[0] in _SCHEDULABLE_SECTIONS and _is_float(name)
     ]
 
 

@@ -69,9 +69,7 @@ def update_policy(
     return trainer_cfg.update_epochs
 
 
-def batch_advantages(
-    experience: Experience, trainer_cfg: TrainerConfig, device: torch.device | str
-) -> Tensor:
+def batch_advantages(experience: Experience, trainer_cfg: TrainerConfig, device: torch.device | str) -> Tensor:
     """Advantages of the whole batch ``(S, T)`` under the policy that collected it (all ratios 1)."""
     return compute_advantage(
         **experience.transitions(),
@@ -216,9 +214,7 @@ def minibatch_totals(advantages: Tensor, log_ratio: Tensor, mask: Tensor) -> Min
     count = count.clamp(min=1)
     mean = total / count
     std = (squares / count - mean**2).clamp(min=1e-8).sqrt()
-    return MinibatchTotals(
-        mean.float(), std.float(), (kl_total / count).float(), (count / world_size).float()
-    )
+    return MinibatchTotals(mean.float(), std.float(), (kl_total / count).float(), (count / world_size).float())
 
 
 def calculate_anneal_beta(epoch: int, trainer_cfg: TrainerConfig) -> float:
