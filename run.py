@@ -79,6 +79,7 @@ def train(options: RunOptions) -> int:
     # Options that do not fit together are found here, before anything is written.
     vecenv = Environment(**options.environment())
     agent = Agent(vecenv, config=options.agent, device=str(device))
+    agent.autocast_dtype = torch.bfloat16 if config.autocast == "bf16" else None
     experience = build_experience(config, vecenv, agent, device)
     optimizer = build_optimizer(config, agent)
     policy_store = PolicyStore(device=str(device), data_dir=options.data_dir or "./train_dir")
@@ -98,6 +99,7 @@ def train(options: RunOptions) -> int:
         "policy_store": policy_store,
         "experience": experience,
         "vecenv": vecenv,
+        "kickstarter": kickstarter,
         "timer": timer,
     }
     agent_step, epoch, resumed_from = load_checkpoint(config.checkpoint.checkpoint_dir, **state)
@@ -111,8 +113,8 @@ def train(options: RunOptions) -> int:
     policy = wrap_agent_distributed(agent, device)
 
     say(
-        f"run {dirs.run_name}: {config.curriculum_or_env}, {vecenv.num_envs} environments with {vecenv.num_agents} agents "
-        f"on each of {world_size} ranks, {agent.total_params:,} parameters, {config.total_timesteps:,} agent steps"
+        f"run {dirs.run_name}: {config.curriculum_or_env}, {vecenv.num_envs} environments, {vecenv.num_agents} agents, "
+        f"{agent.total_params:,} parameters, {world_size} process(es), {config.total_timesteps:,} agent steps"
     )
     schedule = HyperparameterScheduler(config, optimizer)
     losses = Losses()
@@ -162,6 +164,7 @@ def train(options: RunOptions) -> int:
         )
         if record and should_run_on_interval(epoch, config.simulation.evaluate_interval) and not is_last:
             say(evaluate_run(record, config.curriculum_or_env, config.env_overrides, dirs, policy_store))
+            progress.lap(0)  # the next epoch is not charged for it
 
     stop.restore()
     vecenv.close()

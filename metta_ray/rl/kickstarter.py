@@ -6,7 +6,9 @@ Letters: S segments, T steps, N agents, A actions, M segments of a minibatch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import gymnasium
 import torch
 from torch import Tensor
 
@@ -48,6 +50,11 @@ class Kickstarter:
         teachers = config.teachers
         if teachers and policy_store is None:
             raise ConfigError(f"kickstart has {len(teachers)} teachers but no policy_store to load them from")
+        if teachers and isinstance(env.driver_env.action_space, gymnasium.spaces.Box):
+            raise ConfigError(
+                f"kickstart compares probabilities of discrete actions, but {env.driver_env.name} has "
+                f"{env.driver_env.action_space}; leave kickstart.teacher_uri out"
+            )
         self.teachers: list[_Teacher] = []
         for teacher in teachers:
             assert policy_store is not None
@@ -75,12 +82,13 @@ class Kickstarter:
         student_values: Tensor,
         experience: Experience,
         minibatch: Minibatch,
+        count: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(action loss, value loss), both already weighted, summed over teachers.
 
         student_log_probs ``(M·T, A)``, student_values ``(M, T)``. Per teacher i with coefficients c_i, v_i and
         f = ``coefficient(agent_step)``: -f·c_i·mean Σ_a π_T(a)·log π_S(a), and f·v_i·mean (V_T - V_S)², means
-        over actions that count.
+        over actions that count (``count`` of them per rank; None: those of this minibatch).
         """
         zero = student_values.new_zeros(())
         factor = self.coefficient(agent_step)
@@ -88,7 +96,7 @@ class Kickstarter:
             return zero, zero
         self._read(experience)
         rows, mask = minibatch["indices"], minibatch["mask"]
-        count = mask.sum().clamp(min=1)
+        count = mask.sum().clamp(min=1) if count is None else count
         action_loss, value_loss = zero, zero
         for teacher in self.teachers:
             teacher_log_probs = teacher.log_probs[rows]
@@ -100,6 +108,20 @@ class Kickstarter:
             errors = (teacher.values[rows] - student_values) ** 2
             value_loss = value_loss + teacher.value_loss_coef * (errors * mask).sum() / count
         return factor * action_loss, factor * value_loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Recurrent state per teacher; valid between two epochs."""
+        states = [(teacher.state.lstm_h, teacher.state.lstm_c) for teacher in self.teachers]
+        return {"teachers": [[None if part is None else part.cpu().numpy() for part in state] for state in states]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for the state of another number of teachers."""
+        if len(state["teachers"]) != len(self.teachers):
+            raise ValueError(f"state of {len(state['teachers'])} kickstart teachers, here are {len(self.teachers)}")
+        for teacher, saved in zip(self.teachers, state["teachers"], strict=True):
+            device = next(teacher.policy.parameters()).device
+            parts = [None if part is None else torch.from_numpy(part).to(device) for part in saved]
+            teacher.state.lstm_h, teacher.state.lstm_c = parts
 
     @torch.no_grad()
     def _read(self, experience: Experience) -> None:

@@ -111,6 +111,7 @@ class Optimizer:
         if len(states) != len(self.optimizers):
             raise ValueError(f"state of {len(states)} optimizers for {len(self.optimizers)}: another optimizer type")
         for optimizer, one in zip(self.optimizers, states, strict=True):
+            _require_fit(optimizer, one)
             optimizer.load_state_dict(one)
         self.skipped_updates = int(state["skipped_updates"])
 
@@ -144,4 +145,17 @@ class Optimizer:
 
 def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Muon orthogonalises updates of matrices between hidden layers; recurrent gates are stacked, not one matrix."""
-    return parameter.ndim == 2 and "lstm" not in name and "head" not in name and "embed" not in name
+    is_output = name.split(".")[0] in ("actor", "critic")
+    return parameter.ndim == 2 and not is_output and "lstm" not in name and "embed" not in name
+
+
+def _require_fit(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Torch compares how many parameters there are, not their shapes."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    if len(parameters) != len(indices):
+        raise ValueError(f"state of {len(indices)} parameters for {len(parameters)}")
+    for parameter, index in zip(parameters, indices, strict=True):
+        for name, value in state["state"].get(index, {}).items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"{name} of shape {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")

@@ -67,7 +67,7 @@ class EpochProgress:
         return {"agent_steps_per_second": agent_steps / wall, "epoch_seconds": wall, **shares}
 
     def line(self, epoch: int, agent_step: int, reward: float | None, lap: dict[str, float]) -> str:
-        """The line that is printed: ``[###·······]  31% epoch 12 · 196,608 agent steps · 15,210/s · reward 3.20 · …``."""
+        """The line to print: ``[###····]  31% epoch 12 · 196,608 agent steps · 15,210/s · reward 3.20 · …``."""
         done = min(1.0, agent_step / self._total)
         bar = "#" * round(done * BAR_WIDTH)
         shares = " ".join(f"{name} {lap[f'share/{name}']:.0%}" for name in PHASES)

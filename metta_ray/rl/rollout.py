@@ -44,6 +44,7 @@ def perform_rollout_step(
 
     with _timed(timer, "_rollout.inference"):
         inputs = _Inputs(received, vecenv, device)
+        inputs.dones |= experience.rollout_state.is_new[rows]
         truncation_values = _truncation_values(agent, vecenv, experience, received, rows, inputs)
         state = experience.rollout_state.policy_state(rows, resets=inputs.dones, last_rewards=inputs.rewards)
         actions, logprobs, _, values, _ = agent(inputs.obs, state)

@@ -19,7 +19,8 @@ class RolloutState:
     """Recurrent state and last action per agent.
 
     lstm_h, lstm_c: float32 ``(L, N, H)``; L = 0 for a policy without recurrence.
-    last_actions: ``(N, *action_shape)``, int64 or float32.
+    last_actions: ``(N, *action_shape)``, int64 or float32. is_new: bool ``(N,)``, True until an agent first acts: its
+        first observation begins an episode, though no episode ended before it.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class RolloutState:
         self.last_actions = torch.zeros(
             (num_agents, *(action_space.shape or ())), dtype=action_dtype(action_space), device=device
         )
+        self.is_new = torch.ones(num_agents, dtype=torch.bool, device=device)
 
     @property
     def is_recurrent(self) -> bool:
@@ -60,6 +62,7 @@ class RolloutState:
             self.lstm_h[:, rows] = state.lstm_h
             self.lstm_c[:, rows] = state.lstm_c
         self.last_actions[rows] = actions.to(self.last_actions.dtype)
+        self.is_new[rows] = False
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name).cpu().numpy() for name in ("lstm_h", "lstm_c", "last_actions")}
@@ -71,6 +74,7 @@ class RolloutState:
             if tuple(tensor.shape) != array.shape:
                 raise ValueError(f"rollout state {name} has shape {array.shape}, expected {tuple(tensor.shape)}")
             tensor.copy_(torch.from_numpy(array))
+        self.is_new[:] = False
 
 
 def action_dtype(action_space: gymnasium.Space[Any]) -> torch.dtype:

@@ -30,7 +30,8 @@ def process_training_stats(stats: RawStats) -> dict[str, Any]:
 
 def _flatten(nested: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in nested.items():
-        path = f"{prefix}/{key}" if prefix else str(key)
+        name = str(key).strip("/")  # task ids may be paths
+        path = f"{prefix}/{name}" if prefix else name
         if isinstance(value, dict):
             yield from _flatten(value, path)
         elif getattr(value, "size", None) == 1 or getattr(value, "numel", lambda: 0)() == 1:

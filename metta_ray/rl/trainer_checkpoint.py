@@ -4,8 +4,8 @@ A checkpoint is one directory, complete or absent:
 
     checkpoints/model_0012/
       policy.safetensors, policy.json     the policy, readable by PolicyStore
-      trainer.safetensors, trainer.json   counters, optimiser, curriculum, stopwatch
-      rank0.safetensors, rank0.json, …    per rank: random states, environments, recurrent state
+      trainer.safetensors, trainer.json   counters, optimiser, stopwatch
+      rank0.safetensors, rank0.json, …    per rank: random states, environments, curriculum, recurrent state
       manifest.json                       size and SHA-256 of every file
 
 Environments are saved as the seeds of their running episodes and the actions taken since, and are replayed. Rank
@@ -53,6 +53,7 @@ from metta_ray.rl.distributed import (
     unwrap_agent,
 )
 from metta_ray.rl.experience import Experience
+from metta_ray.rl.kickstarter import Kickstarter
 from metta_ray.rl.optimizer import Optimizer
 from metta_ray.rl.update import should_run_on_interval
 
@@ -77,12 +78,14 @@ def save_checkpoint(
     experience: Experience | None = None,
     vecenv: VecEnv | None = None,
     timer: Stopwatch | None = None,
+    kickstarter: Kickstarter | None = None,
     metadata: dict[str, Any] | None = None,
     keep_last_n: int = 5,
 ) -> PolicyRecord | None:
     """Writes ``checkpoint_path/model_<epoch>`` when a multiple of ``checkpoint_interval`` epochs is reached.
 
-    experience, vecenv, timer: what an exact resume needs beside weights and optimiser; call between two rollouts.
+    experience, vecenv, timer, kickstarter: what an exact resume needs beside weights and optimiser; call between
+    two rollouts.
     stats, metadata: kept with the policy (``score`` is what PolicyStore's selector ``top`` looks at).
     Older checkpoints beyond the last ``keep_last_n`` are deleted, unless pinned or the best.
 
@@ -91,7 +94,7 @@ def save_checkpoint(
     if not force_save and not should_run_on_interval(epoch, checkpoint_interval):
         return None
     is_master, world_size, _ = setup_distributed_vars()
-    ranks = gather_bytes(tree_to_bytes(_rank_state(experience, vecenv)))
+    ranks = gather_bytes(tree_to_bytes(_rank_state(experience, vecenv, kickstarter)))
     record = None
     if is_master:
         directory = Path(checkpoint_path) / make_model_name(epoch)
@@ -107,7 +110,6 @@ def save_checkpoint(
             "epoch": epoch,
             "world_size": world_size,
             "optimizer": _to_numpy(optimizer.state_dict()),
-            "curriculum": vecenv.curriculum.state_dict() if vecenv and vecenv.curriculum else None,
             "stopwatch": timer.save_state() if timer else None,
         }
         _write(directory, record, trainer, ranks)
@@ -129,6 +131,7 @@ def load_checkpoint(
     experience: Experience | None = None,
     vecenv: VecEnv | None = None,
     timer: Stopwatch | None = None,
+    kickstarter: Kickstarter | None = None,
 ) -> tuple[int, int, str | None]:
     """Continues from the newest sound checkpoint: ``(agent_step, epoch, policy_path)``; ``(0, 0, None)`` if the
     directory holds none.
@@ -150,9 +153,7 @@ def load_checkpoint(
         _load_optimizer(optimizer, trainer["optimizer"], checkpoint.path)
     if timer is not None and trainer["stopwatch"] is not None:
         timer.load_state(trainer["stopwatch"])
-    if vecenv is not None and vecenv.curriculum is not None and trainer["curriculum"] is not None:
-        vecenv.curriculum.load_state_dict(trainer["curriculum"])
-    _load_rank_state(checkpoint, experience, vecenv)
+    _load_rank_state(checkpoint, experience, vecenv, kickstarter)
     return trainer["agent_step"], trainer["epoch"], checkpoint.path
 
 
@@ -262,37 +263,55 @@ def _load_optimizer(optimizer: Optimizer, state: dict[str, Any], path: str) -> N
         ) from error
 
 
-def _rank_state(experience: Experience | None, vecenv: VecEnv | None) -> dict[str, Any]:
+def _rank_state(
+    experience: Experience | None, vecenv: VecEnv | None, kickstarter: Kickstarter | None
+) -> dict[str, Any]:
     return {
         "random": random_state(),
         "experience": experience.state_dict() if experience else None,
         "vecenv": vecenv.snapshot() if vecenv else None,
+        "curriculum": vecenv.curriculum.state_dict() if vecenv and vecenv.curriculum else None,
+        "kickstarter": kickstarter.state_dict() if kickstarter else None,
     }
 
 
-def _load_rank_state(checkpoint: _Checkpoint, experience: Experience | None, vecenv: VecEnv | None) -> None:
+def _load_rank_state(
+    checkpoint: _Checkpoint,
+    experience: Experience | None,
+    vecenv: VecEnv | None,
+    kickstarter: Kickstarter | None,
+) -> None:
     _, world_size, rank = setup_distributed_vars()
     if world_size != len(checkpoint.ranks):
         logger.warning(
-            "checkpoint %s was written by %d ranks, now there are %d: weights and optimiser continue, environments "
-            "and recurrent state start afresh",
+            "checkpoint %s was written by %d ranks, now there are %d: weights, optimiser and (from rank 0) curriculum "
+            "continue, environments and recurrent state start afresh",
             checkpoint.path,
             len(checkpoint.ranks),
             world_size,
         )
+        _load_curriculum(vecenv, checkpoint.ranks[0]["curriculum"])
         return
     state = checkpoint.ranks[rank]
     try:
+        _load_curriculum(vecenv, state["curriculum"])
         if vecenv is not None and state["vecenv"] is not None:
             vecenv.restore(state["vecenv"])
         if experience is not None and state["experience"] is not None:
             experience.load_state_dict(state["experience"])
+        if kickstarter is not None and state["kickstarter"] is not None:
+            kickstarter.load_state_dict(state["kickstarter"])
     except ValueError as error:
         raise CheckpointError(
             f"the environments saved in {checkpoint.path} are not those of this run: {error}. Use the settings of its "
             "config.yaml, or load without experience= and vecenv="
         ) from error
     set_random_state(state["random"])
+
+
+def _load_curriculum(vecenv: VecEnv | None, state: dict[str, Any] | None) -> None:
+    if vecenv is not None and vecenv.curriculum is not None and state is not None:
+        vecenv.curriculum.load_state_dict(state)
 
 
 def random_state() -> dict[str, Any]:

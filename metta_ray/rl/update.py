@@ -162,7 +162,9 @@ def process_minibatch_update(
     l2_init = ppo.l2_init_loss_coef * agent.l2_init_loss() if ppo.l2_init_loss_coef > 0 else zero
     ks_action, ks_value = zero, zero
     if kickstarter is not None:
-        ks_action, ks_value = kickstarter.loss(agent_step, log_probs, values, experience, minibatch)
+        ks_action, ks_value = kickstarter.loss(
+            agent_step, log_probs, values, experience, minibatch, totals.count_per_rank
+        )
 
     losses.add(
         policy_loss=terms.policy_loss,

@@ -49,7 +49,7 @@ def dotted(path: Path) -> str:
 
 def layer_of(module: str) -> str:
     """``metta_ray.rl.losses`` → ``rl``; "" for the package itself."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def imports_of(tree: ast.AST, module: str) -> set[str]:

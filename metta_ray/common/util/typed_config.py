@@ -27,6 +27,8 @@ from metta_ray.common.errors import ConfigError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+LONG_LIST = 30
+
 
 class StrictModel(BaseModel):
     """A pydantic model without surprises: unknown keys and bad assignments are errors, NaN is no number."""
@@ -100,11 +102,14 @@ def to_plain(value: Any) -> Any:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` or, when nothing is near, the list of what is known."""
+    """``"; did you mean 'x'?"`` or, when nothing is near, what is known: all of it, or of a long list the nearest."""
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if nearest:
         return f"; did you mean {nearest[0]!r}?"
+    if len(known) > LONG_LIST:
+        some = difflib.get_close_matches(name, known, n=5, cutoff=0.0)
+        return f"; the nearest of {len(known)} known names: {', '.join(some)}"
     return f"; known: {', '.join(known)}" if known else ""
 
 
