@@ -160,7 +160,9 @@ class PolicyStore:
         key = (directory, policy_files.written_at(directory))
         weights = self._weights.get_or_load(key, lambda: policy_files.read_weights(directory))
         try:
-            policy = MettaAgent.from_architecture(weights.architecture)
+            # Initial weights are drawn and overwritten; a training that looks at a policy must not notice.
+            with torch.random.fork_rng(devices=[]):
+                policy = MettaAgent.from_architecture(weights.architecture)
             policy.load_state_dict(weights.tensors)
         except (PolicyMismatchError, RuntimeError, KeyError, TypeError) as error:
             raise CheckpointError(f"{directory}: weights and architecture do not fit: {error}") from error

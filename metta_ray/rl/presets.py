@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "update_epochs": 2,
             "optimizer": {"learning_rate": 1e-3, "eps": 1e-5},
             "ppo": {
-                "gamma": 0.99,
+                "gamma": 0.997,
                 "gae_lambda": 0.95,
                 "clip_coef": 0.2,
                 "ent_coef": 0.01,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from metta_ray.common.profiling.stopwatch import Stopwatch
+from metta_ray.common.util import fs
 from metta_ray.rl.distributed import setup_distributed_vars
 
 PHASES = {"environment": "_rollout.env", "inference": "_rollout.inference", "training": "_train"}
@@ -24,7 +26,7 @@ class MetricsLog:
         is_master, _, _ = setup_distributed_vars()
         if is_master and keep_until_epoch is not None and self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _epoch_of(line) <= keep_until_epoch]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+            fs.atomic_write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(
         self,
@@ -82,8 +84,8 @@ class EpochProgress:
         return {**phases, "wall": self._timer.get_elapsed()}
 
 
-def _epoch_of(line: str) -> int:
+def _epoch_of(line: str) -> float:
     try:
         return int(json.loads(line)["epoch"])
-    except (ValueError, KeyError):
-        return -1
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # the writer died in the middle of the line

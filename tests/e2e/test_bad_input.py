@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from metta_ray.common.util import fs
 from metta_ray.rl.run_directories import release_run_directories, setup_run_directories
 
 ROOT = Path(__file__).parents[2]
-SHORT = "--preset cartpole --total-timesteps 512 --evaluate false --trainer.update-epochs 1".split()
+SHORT = ["--preset", "cartpole", "--total-timesteps", "512", "--evaluate", "false", "--trainer.update-epochs", "1"]
 
 
 @pytest.fixture(scope="module")

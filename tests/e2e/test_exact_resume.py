@@ -95,10 +95,14 @@ def run_whole_and_in_two_parts(start_training, options: list[str], total: int, c
     return out
 
 
-def test_cartpole_resumes_bit_for_bit(start_training):
-    out = run_whole_and_in_two_parts(start_training, CARTPOLE, total=6 * 256, cut=3)
+def test_cartpole_resumes_bit_for_bit_with_evaluations_on_the_way(start_training):
+    """The run in one go evaluates after epochs 2 and 4, the interrupted one only after epoch 4."""
+    every_two = ["--trainer.checkpoint.checkpoint-interval", "2", "--trainer.simulation.evaluate-interval", "2"]
+    every_two += ["--trainer.checkpoint.wandb-checkpoint-interval", "0"]
+    out = run_whole_and_in_two_parts(start_training, [*CARTPOLE, *every_two], total=6 * 256, cut=2)
 
-    assert "continuing parts after epoch 3, 768 agent steps" in out
+    assert "evaluation of model_0004" in out
+    assert "continuing parts after epoch 2, 512 agent steps" in out
     assert "restored weights, optimiser, schedules, curriculum, environments" in out
 
 
@@ -109,7 +113,7 @@ def test_recurrent_navigation_resumes_bit_for_bit_in_the_middle_of_episodes(star
 
     trainer = json.loads((tmp_path / "runs/parts/checkpoints/model_0003/rank0.json").read_text())
     assert trainer["vecenv"], "environments are part of the checkpoint"
-    curriculum = load_tree(tmp_path / "runs/parts/checkpoints/model_0006", "trainer")["curriculum"]
+    curriculum = load_tree(tmp_path / "runs/parts/checkpoints/model_0006", "rank0")["curriculum"]
     assert curriculum, "the curriculum is part of the checkpoint"
 
 

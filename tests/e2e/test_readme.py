@@ -2,9 +2,9 @@
 
 - ```python blocks start with a comment that is their file name. They are written to a directory together with run.py,
   and, if they are a program, run there.
-- ```bash blocks are run there line by line, with this Python first in PATH. So that a line takes seconds, SHORTER appends
-  options to what would train for minutes; making a virtual environment and installing is left out here (.ci/run does
-  both, with the README's own line) and pytest only collects.
+- ```bash blocks are run there line by line, with this Python first in PATH. So that a line takes seconds, SHORTER
+  appends options to what would train for minutes; making a virtual environment and installing is left out here
+  (.ci/run does both, with the README's own line) and pytest only collects.
 - ```console blocks: lines after "$ " are run, the others must be printed by them.
 """
 
@@ -31,7 +31,7 @@ INSTALL = re.compile(r"python3 -m venv \.venv && \.venv/bin/pip install -e (\.|'
 SHORTER = {
     ".venv/bin/python run.py": "--total-timesteps 16384",
     "gym:CartPole-v1": "--total-timesteps 4096",
-    "mettagrid:arena": "--total-timesteps 6144 --trainer.batch-size 6144 --trainer.minibatch-size 1536 --evaluate false",
+    "mettagrid:arena": "--total-timesteps 6144 --trainer.batch-size 6144 --evaluate false",
     "--total-timesteps 100000": "--total-timesteps 10240",
     "--total-timesteps 200000": "--total-timesteps 14336",
     "--fresh": "--total-timesteps 4096",

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-OPTIONS = (
-    "--preset cartpole --evaluate false --num-envs 4 --trainer.batch-size 256 --trainer.minibatch-size 64 "
-    "--trainer.bptt-horizon 32 --trainer.update-epochs 2 --trainer.checkpoint.checkpoint-interval 2"
-).split()
+OPTIONS = [
+    "--preset",
+    "cartpole",
+    "--evaluate",
+    "false",
+    "--num-envs",
+    "4",
+    "--trainer.batch-size",
+    "256",
+    "--trainer.minibatch-size",
+    "64",
+    "--trainer.bptt-horizon",
+    "32",
+    "--trainer.update-epochs",
+    "2",
+    "--trainer.checkpoint.checkpoint-interval",
+    "2",
+]
 
 
 def test_k24_two_ranks_train_together_and_end_with_one_checkpoint(start_training):
@@ -17,7 +31,9 @@ def test_k24_two_ranks_train_together_and_end_with_one_checkpoint(start_training
     assert [line["agent_step"] for line in training.metrics()] == [512, 1024, 1536]
     assert training.checkpoints() == ["model_0002", "model_0003"]
     files = {path.name for path in (training.run_dir / "checkpoints/model_0003").iterdir()}
-    expected = {f"{name}.{kind}" for name in ("policy", "trainer", "rank0", "rank1") for kind in ("json", "safetensors")}
+    expected = {
+        f"{name}.{kind}" for name in ("policy", "trainer", "rank0", "rank1") for kind in ("json", "safetensors")
+    }
     assert files == expected | {"manifest.json"}
 
     # Started again it says that it is done and saves nothing; then on one rank it goes on, with a warning.

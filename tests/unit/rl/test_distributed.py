@@ -29,7 +29,7 @@ from metta_ray.rl.distributed import (
 
 TIMEOUT_S = 120
 
-# The data of one process with 8 environments: rank r of n trains on its share of the rows. The rows of agent i have
+# The data of one process with 8 agents: rank r of n trains on its share of the rows. The rows of agent i have
 # i masked actions, so the ranks' shares have different numbers of them.
 WORKER = '''
 import sys
@@ -116,7 +116,8 @@ result["stopped_after"] = losses.minibatches_processed
 
 # One rank's data spoilt: every rank skips.
 experience._rewards[:, 3] = float("inf") if rank == world_size - 1 else 0.0
-update_policy(policy, optimizer, experience, config().model_copy(update={"update_epochs": 2}), None, 0, 0, losses, "cpu")
+two_passes = config().model_copy(update={"update_epochs": 2})
+update_policy(policy, optimizer, experience, two_passes, None, 0, 0, losses, "cpu")
 result["skipped"] = optimizer.skipped_updates
 result["after"] = torch.cat([p.detach().flatten() for p in agent.parameters()]).numpy()
 result["gathered"] = [message.decode() for message in gather_bytes(f"rank {rank}".encode() * (rank + 1))]
@@ -137,21 +138,24 @@ def free_port() -> int:
         return port
 
 
-def run_ranks(folder: Path, world_size: int) -> list[dict[str, Any]]:
-    """What each rank wrote; the processes are started as torchrun would."""
+def start_ranks(folder: Path, world_size: int) -> list[subprocess.Popen[str]]:
+    """Processes as torchrun would start them; each writes what it found into ``folder``."""
     script = folder / "worker.py"
     script.write_text(WORKER)
-    environment = {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
-    processes = []
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     port = free_port()
+    processes = []
     for rank in range(world_size):
         group = {"LOCAL_RANK": rank, "RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "localhost"}
         group |= {"MASTER_PORT": port}
         launched = {name: str(value) for name, value in group.items()} if world_size > 1 else {}
         command = [sys.executable, str(script), str(folder / f"of{world_size}_")]
-        processes.append(
-            subprocess.Popen(command, env={**os.environ, **environment, **launched}, stderr=subprocess.PIPE, text=True)
-        )
+        processes.append(subprocess.Popen(command, env=environment | launched, stderr=subprocess.PIPE, text=True))
+    return processes
+
+
+def found_by(folder: Path, processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
+    """What each rank wrote, once all have ended."""
     try:
         for process in processes:
             _, err = process.communicate(timeout=TIMEOUT_S)
@@ -159,14 +163,15 @@ def run_ranks(folder: Path, world_size: int) -> list[dict[str, Any]]:
     finally:
         for process in processes:
             process.kill()
-    return [tree_from_bytes((folder / f"of{world_size}_{rank}").read_bytes()) for rank in range(world_size)]
+    size = len(processes)
+    return [tree_from_bytes((folder / f"of{size}_{rank}").read_bytes()) for rank in range(size)]
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("ranks")
-    two = run_ranks(folder, 2)
-    return {"one": run_ranks(folder, 1)[0], "two": two}
+    alone, together = start_ranks(folder, 1), start_ranks(folder, 2)
+    return {"one": found_by(folder, alone)[0], "two": found_by(folder, together)}
 
 
 def test_two_ranks_with_half_the_batch_each_give_the_gradient_of_the_whole(outcomes):

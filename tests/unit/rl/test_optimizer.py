@@ -124,7 +124,7 @@ def test_three_skipped_updates_in_a_row_end_the_training_but_not_three_in_all():
         optimizer.step(loss_of(agent, good) * factor, 0)
     before = weights(agent)
 
-    with pytest.raises(TrainingDiverged, match="3 updates in a row.*learning_rate"):
+    with pytest.raises(TrainingDiverged, match=r"3 updates in a row.*learning_rate"):
         optimizer.step(loss_of(agent, good) * bad, 0)
 
     assert torch.equal(weights(agent), before)

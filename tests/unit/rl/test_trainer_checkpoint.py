@@ -245,7 +245,7 @@ def test_k33_if_all_are_damaged_there_is_no_silent_fresh_start(build_rig, tmp_pa
     for rig.epoch in (1, 2):
         save(rig, tmp_path)
         (tmp_path / f"model_{rig.epoch:04d}" / "trainer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="all 2 checkpoints in .* are damaged"):
+    with pytest.raises(CheckpointError, match=r"all 2 checkpoints in .* are damaged"):
         load(rig, tmp_path)
 
 
@@ -274,7 +274,7 @@ def test_k16_a_pickled_checkpoint_is_never_opened(build_rig, tmp_path):
 
 def test_weights_of_another_architecture_are_refused(build_rig, tmp_path):
     save(build_rig(), tmp_path)
-    with pytest.raises(PolicyMismatchError, match=r"another architecture.*saved \(16, 4\), here \(4, 4\)"):
+    with pytest.raises(PolicyMismatchError, match=r"another architecture.*saved \(2, 16\), here \(2, 4\)"):
         load(build_rig(agent={"hidden_sizes": (4,)}), tmp_path)
 
 
@@ -282,7 +282,7 @@ def test_k33_an_optimiser_that_does_not_fit_is_refused(build_rig, tmp_path):
     rig = build_rig()
     train(rig, 1)
     save(rig, tmp_path)
-    with pytest.raises(CheckpointError, match="optimiser state in .* does not fit: .*another optimizer type"):
+    with pytest.raises(CheckpointError, match=r"optimiser state in .* does not fit: .*another optimizer type"):
         load(build_rig(optimizer={"optimizer_type": "muon"}), tmp_path)
 
 

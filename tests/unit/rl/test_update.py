@@ -159,9 +159,7 @@ def test_advantage_argument_is_not_read(build_rig):
 
 
 def test_kl_stop_ends_the_epoch_without_that_step(build_rig):
-    rig = build_rig(
-        minibatches=2, trainer={"update_epochs": 50, "ppo": {"target_kl": 1e-4}}, optimizer=BIG_STEPS
-    )
+    rig = build_rig(minibatches=2, trainer={"update_epochs": 50, "ppo": {"target_kl": 1e-4}}, optimizer=BIG_STEPS)
     rig.collect()
     rig.train()
     processed = rig.losses.minibatches_processed
