@@ -119,7 +119,7 @@ def train(options: RunOptions) -> int:
     schedule = HyperparameterScheduler(config, optimizer)
     losses = Losses()
     progress = EpochProgress(timer, config.total_timesteps)
-    log = MetricsLog(dirs.run_dir, keep_until_epoch=epoch)
+    log = MetricsLog(dirs.run_dir, keep_until_epoch=epoch, tensorboard=options.tensorboard)
     stop = StopRequest()
     last_epoch = epoch + options.stop_after_epochs if options.stop_after_epochs else None
     is_last = agent_step >= config.total_timesteps  # a finished run that is started again plays its evaluation
@@ -148,8 +148,7 @@ def train(options: RunOptions) -> int:
             metrics |= gradient_stats(policy)
         speed = progress.lap(steps)
         say(progress.line(epoch, agent_step, metrics.get("overview/reward"), speed))
-        if is_master:
-            log.write(epoch, agent_step, speed, metrics, losses=losses.stats(), hyperparameters=hyperparameters)
+        log.write(epoch, agent_step, speed, metrics, losses=losses.stats(), hyperparameters=hyperparameters)
 
         is_last = agent_step >= config.total_timesteps or epoch == last_epoch or stop.is_set()
         record = save_checkpoint(

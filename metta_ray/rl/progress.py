@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from metta_ray.common.errors import ConfigError
 from metta_ray.common.profiling.stopwatch import Stopwatch
 from metta_ray.common.util import fs
 from metta_ray.rl.distributed import setup_distributed_vars
@@ -16,17 +17,23 @@ BAR_WIDTH = 20
 
 
 class MetricsLog:
-    """Appends one JSON object per epoch to ``metrics.jsonl`` of a run.
+    """Appends one JSON object per epoch to ``metrics.jsonl`` of a run, and to TensorBoard if asked.
 
-    On resume, ``keep_until_epoch`` drops lines of epochs that were trained but not saved before the stop.
+    Only rank 0 writes. On resume, ``keep_until_epoch`` drops lines of epochs that were trained but not saved before
+    the stop. tensorboard: event files in ``<run>/tensorboard``; ConfigError if the package is not installed.
     """
 
-    def __init__(self, run_dir: str | Path, *, keep_until_epoch: int | None = None):
+    def __init__(self, run_dir: str | Path, *, keep_until_epoch: int | None = None, tensorboard: bool = False):
         self.path = Path(run_dir) / "metrics.jsonl"
-        is_master, _, _ = setup_distributed_vars()
-        if is_master and keep_until_epoch is not None and self.path.exists():
+        self._is_master, _, _ = setup_distributed_vars()
+        self._tensorboard = None
+        if not self._is_master:
+            return
+        if keep_until_epoch is not None and self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _epoch_of(line) <= keep_until_epoch]
             fs.atomic_write_text(self.path, "".join(f"{line}\n" for line in kept))
+        if tensorboard:
+            self._tensorboard = _summary_writer(Path(run_dir) / "tensorboard")
 
     def write(
         self,
@@ -39,12 +46,28 @@ class MetricsLog:
         hyperparameters: dict[str, float],
     ) -> None:
         """One line; of ``metrics`` only numbers are kept."""
+        if not self._is_master:
+            return
         line = {"epoch": epoch, "agent_step": agent_step, **speed}
         line |= {f"losses/{name}": value for name, value in losses.items()}
         line |= {f"hyperparameters/{name}": value for name, value in hyperparameters.items()}
         line |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        if self._tensorboard is not None:
+            for name, value in line.items():
+                self._tensorboard.add_scalar(name, value, agent_step)
+            self._tensorboard.flush()
+
+
+def _summary_writer(directory: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "tensorboard=True, but the package tensorboard is not installed; pip install 'metta_ray[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(directory))
 
 
 class EpochProgress:

@@ -49,6 +49,7 @@ class RunOptions(StrictModel):
     stop_after_epochs: int = Field(
         default=0, ge=0, description="save and end after so many epochs of this session; 0: when training is done"
     )
+    tensorboard: bool = Field(default=False, description="write TensorBoard event files beside metrics.jsonl")
     evaluate: bool = Field(default=True, description="play evaluation episodes and write a replay at the end")
 
     def record(self) -> dict[str, Any]:
