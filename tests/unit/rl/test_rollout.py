@@ -163,6 +163,12 @@ def test_worker_processes_fill_every_row_once(build_rig, in_fixed_order):
 # K1, K2: importance ratios
 
 
+def make_opinionated(rig: Any) -> None:
+    """A fresh policy is so nearly uniform that errors of its memory would hardly show in its probabilities."""
+    with torch.no_grad():
+        rig.agent.actor[-1].weight.mul_(100.0)
+
+
 def assert_ratio_is_one(rig: Any, tolerance: float) -> None:
     rig.experience.ratio.fill_(float("nan"))
     rig.first_minibatch()
@@ -181,6 +187,7 @@ def assert_ratio_is_one(rig: Any, tolerance: float) -> None:
 )
 def test_k1_k2_importance_ratio_is_one_on_the_first_minibatch_after_a_rollout(build_rig, env, agent, sizes):
     rig = build_rig(env, agent=agent, segments_per_agent=2, **sizes)
+    make_opinionated(rig)
     for rollout in range(2):
         rig.collect()
         assert_ratio_is_one(rig, 1e-4)
@@ -188,9 +195,15 @@ def test_k1_k2_importance_ratio_is_one_on_the_first_minibatch_after_a_rollout(bu
             assert rig.experience._first_lstm_h.abs().sum() > 0, "rows begin with the state that was carried"
         rig.train()
 
+    rig.collect()
+    rig.experience._first_lstm_h.zero_()
+    rig.first_minibatch()
+    assert (rig.experience.ratio - 1).abs().max() > 1e-3, "the test notices memory that was lost"
+
 
 def test_in_bf16_nothing_is_clipped_in_the_first_minibatch(build_rig):
     rig = build_rig("gym:CartPole-v1", num_envs=6, horizon=32, agent=RECURRENT)
+    make_opinionated(rig)
     rig.agent.autocast_dtype = torch.bfloat16
     for _ in range(2):
         rig.collect()
