@@ -171,7 +171,10 @@ def train(options: RunOptions) -> int:
         if options.evaluate:
             say(evaluate_run(record, config.curriculum_or_env, config.env_overrides, dirs, policy_store))
         say(f"checkpoint: {record.uri}")
-        say(f"resume:     python run.py --run {dirs.run_name} with the same options, and more --total-timesteps")
+        start = (
+            "python run.py --run" if world_size == 1 else f"torchrun --nproc_per_node={world_size} run.py --run-name"
+        )
+        say(f"resume:     {start} {dirs.run_name} with the same options, and more --total-timesteps")
     return 0
 
 

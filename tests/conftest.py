@@ -37,7 +37,9 @@ def repeatable_and_contained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     yield
+    # A training in this process changes both.
     torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -53,9 +53,7 @@ class BatchArrays:
 
     @classmethod
     def allocate(cls, spec: EnvSpec, rows: int) -> BatchArrays:
-        return cls(
-            **{name: np.zeros(shape, dtype) for name, (shape, dtype) in cls.shapes(spec, rows).items()}
-        )
+        return cls(**{name: np.zeros(shape, dtype) for name, (shape, dtype) in cls.shapes(spec, rows).items()})
 
     def rows(self, start: int, stop: int) -> BatchArrays:
         """Views of some rows, without copies."""

@@ -48,11 +48,13 @@ def ppo_loss(
         L_π = mean max(-A·ratio, -A·clip(ratio, 1-ε, 1+ε))
         L_V = ½ mean max((V-R)², (V_old + clip(V-V_old, ±ε_v) - R)²)
     """
-    log_ratio = logprobs - old_logprobs
+    # Zeros where nothing counts, before anything is computed: a NaN there would spoil the gradient elsewhere.
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
     ratio = log_ratio.exp()
     clipped_ratio = ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
     policy_loss = torch.max(-advantages * ratio, -advantages * clipped_ratio)
 
+    values = torch.where(mask, values, returns)
     value_loss = (values - returns) ** 2
     if config.clip_vloss:
         limit = config.vf_clip_coef

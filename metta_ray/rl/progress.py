@@ -53,11 +53,16 @@ class MetricsLog:
         line |= {f"hyperparameters/{name}": value for name, value in hyperparameters.items()}
         line |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({name: _finite(value) for name, value in line.items()}) + "\n")
         if self._tensorboard is not None:
             for name, value in line.items():
                 self._tensorboard.add_scalar(name, value, agent_step)
             self._tensorboard.flush()
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no NaN and no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _summary_writer(directory: Path) -> Any:

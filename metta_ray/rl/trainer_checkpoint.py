@@ -291,6 +291,7 @@ def _load_rank_state(
             world_size,
         )
         _load_curriculum(vecenv, checkpoint.ranks[0]["curriculum"])
+        _start_afresh(vecenv, checkpoint)
         return
     state = checkpoint.ranks[rank]
     try:
@@ -307,6 +308,16 @@ def _load_rank_state(
             "config.yaml, or load without experience= and vecenv="
         ) from error
     set_random_state(state["random"])
+
+
+def _start_afresh(vecenv: VecEnv | None, checkpoint: _Checkpoint) -> None:
+    """New episodes from seeds that the run has not used."""
+    saved = checkpoint.ranks[0]["vecenv"]
+    if vecenv is not None and saved is not None:
+        words = np.random.SeedSequence([saved["run_seed"], checkpoint.trainer["agent_step"]]).generate_state(
+            2, np.uint32
+        )
+        vecenv.async_reset(int(words[0]) << 31 | int(words[1]) >> 1)
 
 
 def _load_curriculum(vecenv: VecEnv | None, state: dict[str, Any] | None) -> None:

@@ -82,3 +82,26 @@ def test_k8_explained_variance_of_masked_returns():
 
     assert explained_variance(values, returns, mask) == pytest.approx(0.75)
     assert explained_variance(values, torch.ones(1, 4), mask) == 0.0
+
+
+def test_nan_where_nothing_counts_spoils_no_gradient():
+    logprobs = torch.tensor([[0.1, float("nan")]], requires_grad=True)
+    values = torch.tensor([[1.0, float("nan")]], requires_grad=True)
+    terms = ppo_loss(
+        logprobs=logprobs,
+        old_logprobs=torch.zeros(1, 2),
+        advantages=torch.tensor([[1.0, 0.0]]),
+        values=values,
+        old_values=torch.zeros(1, 2),
+        returns=torch.tensor([[2.0, float("nan")]]),
+        entropy=torch.tensor([[0.5, float("nan")]]),
+        mask=torch.tensor([[True, False]]),
+        count=1.0,
+        config=PPOConfig(),
+    )
+    (terms.policy_loss + terms.value_loss - terms.entropy).backward()
+
+    assert logprobs.grad is not None
+    assert values.grad is not None
+    assert logprobs.grad.isfinite().all()
+    assert values.grad.isfinite().all()

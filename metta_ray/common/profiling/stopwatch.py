@@ -118,9 +118,7 @@ class Stopwatch:
 
     # --- laps --------------------------------------------------------------------------------------------
 
-    def checkpoint(
-        self, steps: int | None = None, checkpoint_name: str | None = None, name: str | None = None
-    ) -> None:
+    def checkpoint(self, steps: int | None = None, checkpoint_name: str | None = None, name: str | None = None) -> None:
         """Marks the present time and step count; the stretch since the mark before becomes a lap.
 
         ``steps`` None keeps the count of the mark before.
@@ -198,9 +196,7 @@ class Stopwatch:
                 seconds, steps = self.get_elapsed(name) - last.elapsed_s, current_steps - last.steps
             return steps / seconds if seconds > 0 else 0.0
 
-    def estimate_remaining(
-        self, current_steps: int, total_steps: int, name: str | None = None
-    ) -> tuple[float, str]:
+    def estimate_remaining(self, current_steps: int, total_steps: int, name: str | None = None) -> tuple[float, str]:
         """(seconds, text) to ``total_steps`` at the rate so far; infinity before there is a rate."""
         rate = self.get_rate(current_steps, name)
         if rate <= 0:

@@ -75,9 +75,7 @@ def tree_from_bytes(message: bytes) -> Any:
     return _decode(json.loads(message[8:end]), safetensors.numpy.load(message[end:]))
 
 
-def write_manifest(
-    directory: Path | str, kind: str, format_version: int, extra: dict[str, Any] | None = None
-) -> None:
+def write_manifest(directory: Path | str, kind: str, format_version: int, extra: dict[str, Any] | None = None) -> None:
     """Writes ``manifest.json``: what this directory is, size and SHA-256 of every file in it. Call last."""
     directory = Path(directory)
     files = {
@@ -128,9 +126,7 @@ def _verify_file(directory: Path, name: str, expected: dict[str, Any]) -> None:
         raise CheckpointError(f"{path} is missing; use another checkpoint")
     size = path.stat().st_size
     if size != expected["size"]:
-        raise CheckpointError(
-            f"{path} is damaged ({size} bytes instead of {expected['size']}); use another checkpoint"
-        )
+        raise CheckpointError(f"{path} is damaged ({size} bytes instead of {expected['size']}); use another checkpoint")
     if fs.sha256_file(path) != expected["sha256"]:
         raise CheckpointError(f"{path} is damaged (its SHA-256 differs); use another checkpoint")
 

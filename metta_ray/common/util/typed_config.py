@@ -33,9 +33,7 @@ LONG_LIST = 30
 class StrictModel(BaseModel):
     """A pydantic model without surprises: unknown keys and bad assignments are errors, NaN is no number."""
 
-    model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, populate_by_name=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, populate_by_name=True, allow_inf_nan=False)
 
     @model_validator(mode="wrap")
     @classmethod

@@ -37,9 +37,7 @@ class BucketedCurriculum(LearningProgressCurriculum):
         values = [_bucket_values(field, bucket) for field, bucket in buckets.items()]
         templates = []
         for combination in itertools.product(*values):
-            task_id = ";".join(
-                f"{name}={_text(value)}" for name, value in zip(names, combination, strict=True)
-            )
+            task_id = ";".join(f"{name}={_text(value)}" for name, value in zip(names, combination, strict=True))
             templates.append(SampledTask(task_id, base, dict(zip(buckets, combination, strict=True))))
         for template in templates:
             template.draw(np.random.default_rng(0))  # refuses unknown fields and impossible values now
@@ -65,9 +63,7 @@ def _bins(field: str, low: float, high: float, bins: int) -> list[Range]:
     want_int = isinstance(low, int) and isinstance(high, int)
     width = (high - low) / bins
     if want_int and width < 1:
-        raise ConfigError(
-            f"bucket {field} has bins={bins} for {high - low} integers; nearest: {max(high - low, 1)}"
-        )
+        raise ConfigError(f"bucket {field} has bins={bins} for {high - low} integers; nearest: {max(high - low, 1)}")
     return [Range(low + i * width, low + (i + 1) * width, want_int) for i in range(bins)]
 
 

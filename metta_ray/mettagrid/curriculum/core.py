@@ -79,8 +79,7 @@ class SampledTask:
 
     def draw(self, rng: np.random.Generator) -> TaskSpec:
         drawn = {
-            name: param.draw(rng) if isinstance(param, Range | Choice) else param
-            for name, param in self.params.items()
+            name: param.draw(rng) if isinstance(param, Range | Choice) else param for name, param in self.params.items()
         }
         return with_fields(self.base, drawn)
 
@@ -184,9 +183,7 @@ class Curriculum:
     def complete_task(self, task_id: str, score: float) -> None:
         """Learns from one finished episode. UsageError for an unknown id or a score that is not finite."""
         if task_id not in self._index:
-            raise UsageError(
-                f"task {task_id!r} is not of this curriculum{did_you_mean(task_id, self._index)}"
-            )
+            raise UsageError(f"task {task_id!r} is not of this curriculum{did_you_mean(task_id, self._index)}")
         if not math.isfinite(score):
             raise UsageError(f"task {task_id!r} reports score={score}; scores must be finite numbers")
         index = self._index[task_id]

@@ -50,9 +50,7 @@ class LearningProgressConfig(StrictModel):
         default=0.05, gt=0, lt=0.5, description="ε; smaller stretches low success rates more"
     )
     num_active_tasks: int = Field(default=16, ge=1, description="draws per recompute, repetitions allowed")
-    rand_task_rate: float = Field(
-        default=0.25, ge=0, le=1, description="share of uniformly drawn active tasks"
-    )
+    rand_task_rate: float = Field(default=0.25, ge=0, le=1, description="share of uniformly drawn active tasks")
     sample_threshold: int = Field(default=10, ge=1, description="scores of one active task until a recompute")
     memory: int = Field(default=25, ge=1, description="latest scores of a task that outlive a recompute")
     uniform_share: float = Field(
@@ -206,9 +204,7 @@ class LearningProgressCurriculum(Curriculum):
         seed: int = 0,
     ) -> None:
         super().__init__(templates, seed=seed)
-        self.learning_progress = LearningProgress(
-            len(self._templates), config or LearningProgressConfig(), self._rng
-        )
+        self.learning_progress = LearningProgress(len(self._templates), config or LearningProgressConfig(), self._rng)
 
     def get_curriculum_stats(self) -> dict[str, float]:
         lp = self.learning_progress
