@@ -448,7 +448,7 @@ def _check_sizes(
     if batch_size < rollout:
         raise ConfigError(
             f"batch_size={batch_size} is too small for {total_agents} agents: at least total_agents × bptt_horizon "
-            f"= {total_agents} × {bptt_horizon} = {rollout}"
+            f"= {total_agents} × {bptt_horizon} = {rollout}, or fewer environments"
         )
     if batch_size % rollout:
         lower = batch_size // rollout * rollout

@@ -18,6 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trainer": {
             "curriculum": CURRICULUM,
             "forward_pass_minibatch_target_size": 256,
+            "async_factor": 1,
             "total_timesteps": 1_000_000,
             "batch_size": 16_384,
             "minibatch_size": 1024,
@@ -41,6 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trainer": {
             "env": "mettagrid:smoke",
             "forward_pass_minibatch_target_size": 64,
+            "async_factor": 1,
             "total_timesteps": 500_000,
             "batch_size": 2048,
             "minibatch_size": 512,
@@ -63,6 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trainer": {
             "env": "mettagrid:tmaze",
             "forward_pass_minibatch_target_size": 64,
+            "async_factor": 1,
             "total_timesteps": 200_000,
             "batch_size": 3840,
             "minibatch_size": 960,
@@ -86,6 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trainer": {
             "env": "gym:CartPole-v1",
             "forward_pass_minibatch_target_size": 8,
+            "async_factor": 1,
             "total_timesteps": 200_000,
             "batch_size": 256,
             "minibatch_size": 256,

@@ -47,9 +47,7 @@ LINE = spaces.Box(-1.0, 1.0, (3,), np.float32)
 
 def probe_batch(observation_space: Any = LINE, action_space: Any = None, **kwargs: Any) -> GymnasiumBatch:
     action_space = spaces.Discrete(2) if action_space is None else action_space
-    batch = GymnasiumBatch(
-        lambda: Probe(observation_space, action_space, **kwargs), name="gym:Probe-v0", num_envs=2
-    )
+    batch = GymnasiumBatch(lambda: Probe(observation_space, action_space, **kwargs), name="gym:Probe-v0", num_envs=2)
     batch.reset(SeedRoot(1))
     return batch
 
@@ -227,9 +225,7 @@ def test_observation_spaces_are_stored_as_they_are_or_flattened(space: Any, shap
     ],
     ids=str,
 )
-def test_actions_reach_the_environment_as_its_space_has_them(
-    space: Any, policy_action: Any, env_action: Any
-) -> None:
+def test_actions_reach_the_environment_as_its_space_has_them(space: Any, policy_action: Any, env_action: Any) -> None:
     batch = probe_batch(action_space=space)
     batch.arrays.actions[:] = np.array([policy_action] * 2)
     batch.step()
@@ -249,9 +245,7 @@ def test_observation_space_without_fixed_size_is_refused_by_name(space: Any) -> 
         GymnasiumBatch(lambda: Probe(space, spaces.Discrete(2)), name="gym:Probe-v0", num_envs=1)
 
 
-@pytest.mark.parametrize(
-    "space", [spaces.Box(0, 9, (2,), np.int32), spaces.Dict(a=LINE), spaces.Text(4)], ids=str
-)
+@pytest.mark.parametrize("space", [spaces.Box(0, 9, (2,), np.int32), spaces.Dict(a=LINE), spaces.Text(4)], ids=str)
 def test_action_space_without_policy_head_is_refused_by_name(space: Any) -> None:
     with pytest.raises(ConfigError, match=r"gym:Probe-v0.*not supported; use Discrete"):
         GymnasiumBatch(lambda: Probe(LINE, space), name="gym:Probe-v0", num_envs=1)
@@ -273,9 +267,7 @@ def test_exception_of_an_environment_names_it_and_its_cause() -> None:
     batch.reset(SeedRoot(0))
     batch.step()
     batch.step()
-    with pytest.raises(
-        EnvironmentFault, match=r"environment 7 \(gym:Breaks-v0\) failed in step.*ZeroDivision"
-    ) as e:
+    with pytest.raises(EnvironmentFault, match=r"environment 7 \(gym:Breaks-v0\) failed in step.*ZeroDivision") as e:
         batch.step()
     assert isinstance(e.value.__cause__, ZeroDivisionError)
 

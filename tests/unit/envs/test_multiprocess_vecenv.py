@@ -78,9 +78,7 @@ def cartpole_groups(shared_groups: MultiprocessVecEnv) -> MultiprocessVecEnv:
 
 
 def moody(user_module: str, num_envs: int = 2, **kwargs: Any) -> MultiprocessVecEnv:
-    vecenv = MultiprocessVecEnv(
-        resolve_env(f"{user_module}:Moody", nap_s=30.0), num_envs, num_workers=2, **kwargs
-    )
+    vecenv = MultiprocessVecEnv(resolve_env(f"{user_module}:Moody", nap_s=30.0), num_envs, num_workers=2, **kwargs)
     vecenv.async_reset(0)
     return vecenv
 
@@ -108,9 +106,7 @@ def test_serial_and_multiprocess_give_identical_trajectories() -> None:
             for name in ("obs", "rewards", "terminals", "truncations", "env_ids", "masks"):
                 np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
             assert ours.infos == theirs.infos
-            np.testing.assert_array_equal(
-                parallel.final_obs[ours.terminals], serial.final_obs[theirs.terminals]
-            )
+            np.testing.assert_array_equal(parallel.final_obs[ours.terminals], serial.final_obs[theirs.terminals])
             ended += len(ours.infos)
             actions = rng.integers(0, 2, 4)
             parallel.send(actions)
@@ -277,9 +273,7 @@ def test_hung_worker_is_named_with_its_stack_after_the_deadline_and_close_does_n
     vecenv.recv()
     vecenv.send(np.array([0, 1]))
     start = time.monotonic()
-    with pytest.raises(
-        EnvironmentFault, match=r"worker 1 .*did not answer within 1 s \(step_timeout_s\)"
-    ) as error:
+    with pytest.raises(EnvironmentFault, match=r"worker 1 .*did not answer within 1 s \(step_timeout_s\)") as error:
         vecenv.recv()
     assert 'moody_env.py", line' in str(error.value)
     assert "in step" in str(error.value)
@@ -291,9 +285,7 @@ def test_python_exception_of_a_worker_surfaces_with_its_traceback(user_module: s
     vecenv = moody(user_module)
     vecenv.recv()
     vecenv.send(np.array([0, 2]))
-    with pytest.raises(
-        EnvironmentFault, match=r"worker 1 .*environment 1 .*LookupError: the map has no exit"
-    ) as error:
+    with pytest.raises(EnvironmentFault, match=r"worker 1 .*environment 1 .*LookupError: the map has no exit") as error:
         vecenv.recv()
     assert 'raise LookupError("the map has no exit")' in str(error.value)
 
@@ -307,9 +299,7 @@ def test_environment_that_cannot_be_built_in_a_worker_is_a_config_error(
         "import os\nfrom moody_env import Moody\n"
         "def make():\n    assert os.environ['OMP_NUM_THREADS'] != '1', 'not here'\n    return Moody()\n"
     )
-    with pytest.raises(
-        ConfigError, match=r"worker \d .*picky_env:make.*could not be made: AssertionError: not here"
-    ):
+    with pytest.raises(ConfigError, match=r"worker \d .*picky_env:make.*could not be made: AssertionError: not here"):
         MultiprocessVecEnv(resolve_env("picky_env:make"), 2, num_workers=2)
 
 

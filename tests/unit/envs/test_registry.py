@@ -74,8 +74,7 @@ def test_gym_name_builds_environments_without_checking_wrappers_but_with_the_tim
 
 def test_gym_name_with_module_registers_the_id_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_suite.py").write_text(
-        "import gymnasium\n"
-        "gymnasium.register('MySuite-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
+        "import gymnasium\ngymnasium.register('MySuite-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert resolve_env("gym:my_suite:MySuite-v0").spec().obs_shape == (4,)

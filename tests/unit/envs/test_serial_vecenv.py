@@ -223,9 +223,7 @@ def test_state_of_other_sizes_is_refused() -> None:
         SerialVecEnv(CARTPOLE, 2).restore(state)
 
 
-def test_fault_closes_the_vecenv_and_later_calls_say_why(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fault_closes_the_vecenv_and_later_calls_say_why(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "fragile_env.py").write_text(
         "import gymnasium, numpy as np\n"
         "class Fragile(gymnasium.Env):\n"

@@ -176,13 +176,9 @@ def test_sizes_left_at_one_follow_from_the_others(
 
 
 def test_sizes_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"num_envs=9 cannot be split into async_factor=2.*nearest num_envs: 8 or 10"
-    ):
+    with pytest.raises(ConfigError, match=r"num_envs=9 cannot be split into async_factor=2.*nearest num_envs: 8 or 10"):
         _sizes(9, 1, 2, False)
-    with pytest.raises(
-        ConfigError, match=r"num_envs=12 is not batch_size=4 times async_factor=2; use num_envs=8"
-    ):
+    with pytest.raises(ConfigError, match=r"num_envs=12 is not batch_size=4 times async_factor=2; use num_envs=8"):
         _sizes(12, 4, 2, False)
     with pytest.raises(ConfigError, match=r"num_envs=0"):
         Environment(num_envs=0)

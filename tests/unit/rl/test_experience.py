@@ -12,9 +12,7 @@ from metta_ray.rl.experience import Experience, segment_probabilities
 VECTOR = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
 
-def make(
-    agents=4, segments_per_agent=2, horizon=3, *, minibatch_segments=None, space=VECTOR, layers=0, **kwargs
-):
+def make(agents=4, segments_per_agent=2, horizon=3, *, minibatch_segments=None, space=VECTOR, layers=0, **kwargs):
     segments = agents * segments_per_agent
     minibatch = (minibatch_segments or segments) * horizon
     return Experience(

@@ -51,9 +51,7 @@ def test_at_and_beyond_the_end_values_stay_at_the_minimum_even_0():
 
 def test_a_resumed_scheduler_gives_the_same_values_as_one_that_ran_through():
     def build() -> tuple[TrainerConfig, HyperparameterScheduler]:
-        config = config_with(
-            ppo_ent_coef_schedule={"type": "cosine"}, ppo_clip_schedule={"type": "logarithmic"}
-        )
+        config = config_with(ppo_ent_coef_schedule={"type": "cosine"}, ppo_clip_schedule={"type": "logarithmic"})
         return config, HyperparameterScheduler(config, adam())
 
     through_config, through = build()

@@ -45,9 +45,7 @@ def test_names_come_from_the_environment_when_not_given(tmp_path: Path, monkeypa
     assert setup_run_directories("given", tmp_path).run_dir == str(tmp_path / "given")
 
 
-def test_without_any_name_the_time_names_the_run_and_two_runs_differ(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_any_name_the_time_names_the_run_and_two_runs_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     first, second = setup_run_directories(), setup_run_directories()
 
@@ -100,9 +98,7 @@ def run_in_other_process(tmp_path: Path, rank: str) -> subprocess.CompletedProce
         "import sys; from metta_ray.rl.run_directories import setup_run_directories; "
         "setup_run_directories('a', sys.argv[1])"
     )
-    return subprocess.run(
-        [sys.executable, "-c", code, tmp_path], env={"RANK": rank}, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-c", code, tmp_path], env={"RANK": rank}, capture_output=True, text=True)
 
 
 def test_a_run_in_use_is_refused_to_other_processes_but_not_to_its_own_ranks(tmp_path: Path):

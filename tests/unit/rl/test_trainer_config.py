@@ -125,9 +125,7 @@ def test_json_and_yaml_round_trips():
 
 
 def test_command_line_overrides_reach_every_level():
-    settings = apply_overrides(
-        {}, {"batch-size": "4096", "ppo.clip-coef": "0.2", "autocast": "none"}, TrainerConfig
-    )
+    settings = apply_overrides({}, {"batch-size": "4096", "ppo.clip-coef": "0.2", "autocast": "none"}, TrainerConfig)
     config = TrainerConfig.from_mapping(settings)
     assert (config.batch_size, config.minibatch_size, config.ppo.clip_coef) == (4096, 4096, 0.2)
 

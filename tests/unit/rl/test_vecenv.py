@@ -72,9 +72,7 @@ def test_workers_draw_the_same_tasks_and_report_to_the_one_curriculum_as_serial_
     """The table changes with every finished episode, so that an episode drawn from an old one would show."""
     reference = None
     for vectorization in ("serial", "multiprocessing"):
-        curriculum = NextInLine(
-            [FixedTask(task_id=f"{steps} steps", spec=task(steps)) for steps in (3, 5, 7, 9)]
-        )
+        curriculum = NextInLine([FixedTask(task_id=f"{steps} steps", spec=task(steps)) for steps in (3, 5, 7, 9)])
         rng = np.random.default_rng(0)
         seen = []
         with make_vecenv(
@@ -135,9 +133,7 @@ def test_workers_that_cannot_be_split_into_groups_are_refused() -> None:
         vecenv_sizes(4096, 4, num_workers=3, async_factor=2)
 
 
-@given(
-    target=st.integers(1, 10_000), agents=st.integers(1, 30), groups=st.integers(1, 4), each=st.integers(1, 4)
-)
+@given(target=st.integers(1, 10_000), agents=st.integers(1, 30), groups=st.integers(1, 4), each=st.integers(1, 4))
 def test_sizes_always_divide(target: int, agents: int, groups: int, each: int) -> None:
     workers = groups * each
     sizes = vecenv_sizes(target, agents, workers, groups)

@@ -150,9 +150,7 @@ def test_removing_a_tree_takes_its_name_away_first(tmp_path: Path):
 
 
 def test_a_run_directory_in_use_is_refused_with_the_holder(tmp_path: Path):
-    code = (
-        "import sys; from metta_ray.common.util.fs import RunLock; RunLock.acquire(sys.argv[1]); print('ok')"
-    )
+    code = "import sys; from metta_ray.common.util.fs import RunLock; RunLock.acquire(sys.argv[1]); print('ok')"
     hold = code + "; sys.stdout.flush(); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", hold, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -22,9 +22,7 @@ def sleeping_process() -> subprocess.Popen[bytes]:
 def test_a_process_without_heartbeat_is_ended_after_the_alarm(tmp_path: Path):
     process = sleeping_process()
     ages: list[float] = []
-    watch = HeartbeatWatch(
-        tmp_path / "beat", process.pid, timeout_s=0.2, check_every_s=0.05, on_stale=ages.append
-    )
+    watch = HeartbeatWatch(tmp_path / "beat", process.pid, timeout_s=0.2, check_every_s=0.05, on_stale=ages.append)
 
     assert watch.run() is True
 
@@ -82,9 +80,7 @@ def test_ranks_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
     assert (process_rank(), process_count(), is_master()) == (1, 2, False)
 
 
-def test_only_rank_0_speaks_below_warning(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_only_rank_0_speaks_below_warning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     logger = logging.getLogger("metta_ray")
     before = (logger.handlers, logger.propagate, logger.level)
     try:

@@ -19,9 +19,9 @@ from metta_ray.common.util.state_directory import (
     write_manifest,
 )
 
-dtypes = st.sampled_from(
-    ["bool", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", ">i4", ">f8"]
-).map(np.dtype)
+dtypes = st.sampled_from(["bool", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", ">i4", ">f8"]).map(
+    np.dtype
+)
 arrays = dtypes.flatmap(lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0)))
 keys = st.one_of(st.text(max_size=5), st.integers(), st.sampled_from(["$array", "a/b", "__metadata__"]))
 trees = st.recursive(

@@ -96,9 +96,7 @@ def test_overrides_take_dashes_underscores_and_yaml_scalars():
 
 
 def test_a_misspelt_override_suggests_the_nearest_dotted_name():
-    with pytest.raises(
-        ConfigError, match=r"unknown setting 'inner.clip-cof'; did you mean 'inner.clip_coef'"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown setting 'inner.clip-cof'; did you mean 'inner.clip_coef'"):
         apply_overrides(Outer(), {"inner.clip-cof": "0.2"})
     with pytest.raises(ConfigError, match=r"did you mean 'inner.clip_coef'"):
         apply_overrides(Outer(), {"iner.clip-coef": "0.2"})
