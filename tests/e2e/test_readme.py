@@ -31,7 +31,7 @@ INSTALL = re.compile(r"python3 -m venv \.venv && \.venv/bin/pip install -e (\.|'
 SHORTER = {
     ".venv/bin/python run.py": "--total-timesteps 16384",
     "gym:CartPole-v1": "--total-timesteps 4096",
-    "mettagrid:arena": "--total-timesteps 6144 --trainer.batch-size 6144 --evaluate false",
+    "mettagrid:arena": "--total-timesteps 12288 --evaluate false",
     "--total-timesteps 100000": "--total-timesteps 10240",
     "--total-timesteps 200000": "--total-timesteps 14336",
     "--fresh": "--total-timesteps 4096",
