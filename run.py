@@ -147,7 +147,7 @@ def train(options: RunOptions) -> int:
         if should_run_on_interval(epoch, config.grad_mean_variance_interval):
             metrics |= gradient_stats(policy)
         speed = progress.lap(steps)
-        say(progress.line(epoch, agent_step, metrics.get("overview/reward"), speed))
+        say(progress.line(epoch, agent_step, stats.get("episode/return", []), speed))
         log.write(epoch, agent_step, speed, metrics, losses=losses.stats(), hyperparameters=hyperparameters)
 
         is_last = agent_step >= config.total_timesteps or epoch == last_epoch or stop.is_set()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from metta_ray.rl.distributed import setup_distributed_vars
 
 PHASES = {"environment": "_rollout.env", "inference": "_rollout.inference", "training": "_train"}
 BAR_WIDTH = 20
+EPISODES = 50
 
 
 class MetricsLog:
@@ -84,6 +87,7 @@ class EpochProgress:
     def __init__(self, timer: Stopwatch, total_timesteps: int):
         self._timer = timer
         self._total = total_timesteps
+        self._rewards: deque[float] = deque(maxlen=EPISODES)
         self._lap = self._elapsed()
 
     def lap(self, agent_steps: int) -> dict[str, float]:
@@ -96,15 +100,20 @@ class EpochProgress:
         shares["share/other"] = max(0.0, 1.0 - sum(shares.values()))
         return {"agent_steps_per_second": agent_steps / wall, "epoch_seconds": wall, **shares}
 
-    def line(self, epoch: int, agent_step: int, reward: float | None, lap: dict[str, float]) -> str:
-        """The line to print: ``[###····]  31% epoch 12 · 196,608 agent steps · 15,210/s · reward 3.20 · …``."""
+    def line(self, epoch: int, agent_step: int, rewards: Sequence[float], lap: dict[str, float]) -> str:
+        """The line to print: ``[###····]  31% epoch 12 · 196,608 agent steps · 15,210/s · reward 3.20 · …``.
+
+        rewards: one per episode that ended in this epoch. An epoch may see very few, so the mean of the last
+        ``EPISODES`` is shown.
+        """
+        self._rewards.extend(rewards)
         done = min(1.0, agent_step / self._total)
         bar = "#" * round(done * BAR_WIDTH)
         shares = " ".join(f"{name} {lap[f'share/{name}']:.0%}" for name in PHASES)
-        shown_reward = "–" if reward is None else f"{reward:.2f}"
+        reward = f"{sum(self._rewards) / len(self._rewards):.2f}" if self._rewards else "– (no episode ended yet)"
         return (
             f"[{bar:·<{BAR_WIDTH}}] {done:4.0%} epoch {epoch} · {agent_step:,} agent steps · "
-            f"{lap['agent_steps_per_second']:,.0f}/s · reward {shown_reward} · {shares}"
+            f"{lap['agent_steps_per_second']:,.0f}/s · reward {reward} · {shares}"
         )
 
     def _elapsed(self) -> dict[str, float]:

@@ -68,9 +68,17 @@ def test_shares_of_phases_and_the_rest_make_the_whole():
 
 def test_the_line_is_readable():
     progress = EpochProgress(Stopwatch(), 1000)
-    line = progress.line(12, 310, 3.256, SPEED | SHARES)
+    line = progress.line(12, 310, [3.0, 3.512], SPEED | SHARES)
 
     assert line.startswith("[######··············]  31% epoch 12 · 310 agent steps · 15,210/s · reward 3.26 · ")
     assert line.endswith("environment 25% inference 30% training 40%")
-    assert "reward –" in progress.line(1, 10, None, SPEED | SHARES)
-    assert "100%" in progress.line(99, 1024, None, SPEED | SHARES)
+    assert "reward –" in EpochProgress(Stopwatch(), 10).line(1, 10, [], SPEED | SHARES)
+    assert "100%" in progress.line(99, 1024, [], SPEED | SHARES)
+
+
+def test_the_reward_shown_is_the_mean_of_the_last_fifty_episodes():
+    progress = EpochProgress(Stopwatch(), 1000)
+    progress.line(1, 10, [100.0] * 30, SPEED | SHARES)
+
+    assert "reward 2.20" in progress.line(2, 20, [1.0] * 20 + [3.0] * 30, SPEED | SHARES)
+    assert "reward 2.20" in progress.line(3, 30, [], SPEED | SHARES), "an epoch without an end of an episode"
