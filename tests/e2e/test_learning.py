@@ -40,7 +40,7 @@ def test_cartpole_is_learned_within_80k_steps(tmp_path):
 @pytest.mark.parametrize(("hidden_size", "remembers"), [(128, True), (0, False)])
 def test_tmaze_is_solved_with_memory_and_only_with_it(tmp_path, hidden_size, remembers):
     options = ["--agent.lstm-hidden-size", str(hidden_size), "--agent.last-action-token", "false"]
-    epochs = train(tmp_path, "--preset", "tmaze", "--total-timesteps", "150000", *options)
+    epochs = train(tmp_path, "--preset", "tmaze", *options)
 
     success = mean_of_last(epochs, "env_episode/score", 8)
     assert success > 0.85 if remembers else success < 0.65

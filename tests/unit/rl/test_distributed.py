@@ -115,7 +115,7 @@ update_policy(policy, optimizer, experience, config(target_kl=0.05), None, 0, 0,
 result["stopped_after"] = losses.minibatches_processed
 
 # One rank's data spoilt: every rank skips.
-experience._rewards[:, 3] = float("inf") if rank == world_size - 1 else 0.0
+experience._rewards[:, -1] = float("inf") if rank == world_size - 1 else 0.0
 two_passes = config().model_copy(update={"update_epochs": 2})
 update_policy(policy, optimizer, experience, two_passes, None, 0, 0, losses, "cpu")
 result["skipped"] = optimizer.skipped_updates

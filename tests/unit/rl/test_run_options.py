@@ -63,7 +63,7 @@ def test_presets_are_not_changed_by_options():
         ("mettagrid:smoke", "smoke"),
         ("gym:CartPole-v1", "cartpole"),
         ("gym:Acrobot-v1", "cartpole"),
-        ("mettagrid:arena", "navigation"),
+        ("mettagrid:arena", "arena"),
         ("/env/mettagrid/arena", "navigation"),
         ("my_module:make", "cartpole"),
     ],
