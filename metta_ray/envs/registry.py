@@ -191,7 +191,7 @@ class MettaGridFactory(EnvFactory):
     def curriculum(self) -> Curriculum:
         mission = self.name.removeprefix("mettagrid:")
         path = MISSIONS.get(mission, mission)
-        library = _mettagrid("curriculum.library")
+        library = _mettagrid("curriculum.resolve")
         return library.resolve_curriculum(path, **self.kwargs)  # type: ignore[no-any-return]
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ from metta_ray.envs.grouped_vecenv import GroupedVecEnv
 from metta_ray.envs.registry import EnvFactory, resolve_env
 from metta_ray.envs.tasks import Curriculum
 from metta_ray.mettagrid.curriculum.core import SingleTaskCurriculum, with_fields
-from metta_ray.mettagrid.curriculum.library import resolve_curriculum
+from metta_ray.mettagrid.curriculum.resolve import resolve_curriculum
 from metta_ray.mettagrid.task_spec import TaskSpec
 from metta_ray.rl.distributed import setup_distributed_vars
 from metta_ray.rl.vecenv import VECTORIZATIONS, VecEnvSizes, make_vecenv

@@ -9,20 +9,12 @@ from typing import Any
 import pytest
 
 from metta_ray.common.util.state_directory import load_tree
+from tests.e2e.small_runs import SMALL_CARTPOLE
 
 CARTPOLE = [
-    "--preset",
-    "cartpole",
+    *SMALL_CARTPOLE,
     "--evaluate",
     "false",
-    "--num-envs",
-    "4",
-    "--trainer.batch-size",
-    "256",
-    "--trainer.minibatch-size",
-    "64",
-    "--trainer.bptt-horizon",
-    "32",
     "--trainer.update-epochs",
     "2",
     "--trainer.checkpoint.checkpoint-interval",

@@ -5,20 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-OPTIONS = [
-    "--preset",
-    "cartpole",
-    "--num-envs",
-    "4",
-    "--trainer.batch-size",
-    "256",
-    "--trainer.minibatch-size",
-    "64",
-    "--trainer.bptt-horizon",
-    "32",
-    "--trainer.update-epochs",
-    "1",
-]
+from tests.e2e.small_runs import SMALL_CARTPOLE
+
+OPTIONS = [*SMALL_CARTPOLE, "--trainer.update-epochs", "1"]
 
 EXPLODING_ENV = '''
 import gymnasium, numpy as np

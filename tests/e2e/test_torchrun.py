@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+from tests.e2e.small_runs import SMALL_CARTPOLE
+
 OPTIONS = [
-    "--preset",
-    "cartpole",
+    *SMALL_CARTPOLE,
     "--evaluate",
     "false",
-    "--num-envs",
-    "4",
-    "--trainer.batch-size",
-    "256",
-    "--trainer.minibatch-size",
-    "64",
-    "--trainer.bptt-horizon",
-    "32",
     "--trainer.update-epochs",
     "2",
     "--trainer.checkpoint.checkpoint-interval",

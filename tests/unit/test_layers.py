@@ -218,7 +218,7 @@ def test_importing_the_library_loads_no_service_and_no_engine():
         "metta_ray.rl.presets",
         "metta_ray.rl.run_options",
         "metta_ray.mettagrid.task_spec",
-        "metta_ray.mettagrid.curriculum.library",
+        "metta_ray.mettagrid.curriculum.resolve",
         "metta_ray.mettagrid.curriculum.learning_progress",
         "metta_ray.envs.registry",
         "metta_ray.sim.simulation_config",

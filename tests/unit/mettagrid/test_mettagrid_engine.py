@@ -13,7 +13,7 @@ from mettagrid.config.mettagrid_config import GameConfig
 
 from metta_ray.common.errors import ConfigError, EngineFault
 from metta_ray.mettagrid import engine, tasks
-from metta_ray.mettagrid.curriculum.library import resolve_curriculum
+from metta_ray.mettagrid.curriculum.resolve import resolve_curriculum
 from metta_ray.mettagrid.task_spec import STYLES, TaskSpec
 from metta_ray.mettagrid.terrain import Cell
 

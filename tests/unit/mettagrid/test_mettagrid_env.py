@@ -9,7 +9,7 @@ from metta_ray.common.errors import CheckpointError, ConfigError, EnvironmentFau
 from metta_ray.envs.env_batch import BatchArrays, SeedRoot
 from metta_ray.envs.tasks import TaskList, TaskTable
 from metta_ray.mettagrid import tasks
-from metta_ray.mettagrid.curriculum.library import resolve_curriculum
+from metta_ray.mettagrid.curriculum.resolve import resolve_curriculum
 from metta_ray.mettagrid.held_out import ALTAR_BINS, fixed_table, held_out_tasks
 from metta_ray.mettagrid.mettagrid_env import MettaGridBatch, mettagrid_spec
 from metta_ray.mettagrid.scripted import RandomPolicy, ScriptedPolicy

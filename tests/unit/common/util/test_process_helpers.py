@@ -105,7 +105,7 @@ def test_common_and_configuration_load_neither_torch_nor_the_engine():
         "metta_ray.common.util.logging_helpers, metta_ray.common.profiling.stopwatch, "
         "metta_ray.common.profiling.memory_monitor, metta_ray.rl.trainer_config, "
         "metta_ray.rl.hyperparameter_schedule, metta_ray.rl.run_directories, "
-        "metta_ray.mettagrid.curriculum.library"
+        "metta_ray.mettagrid.curriculum.resolve"
     )
     heavy = ("torch", "mettagrid", "ray", "scipy")
     code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"

@@ -18,7 +18,7 @@ from metta_ray.mettagrid.curriculum.learning_progress import (
     LearningProgressConfig,
     LearningProgressCurriculum,
 )
-from metta_ray.mettagrid.curriculum.library import known_curricula, resolve_curriculum
+from metta_ray.mettagrid.curriculum.resolve import known_curricula, resolve_curriculum
 from metta_ray.mettagrid.task_spec import TERRAINS, FixedTask, TaskSpec
 
 BUCKETED = "/env/mettagrid/curriculum/navigation/bucketed"
