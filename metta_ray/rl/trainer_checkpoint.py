@@ -87,7 +87,8 @@ def save_checkpoint(
     experience, vecenv, timer, kickstarter: what an exact resume needs beside weights and optimiser; call between
     two rollouts.
     stats, metadata: kept with the policy (``score`` is what PolicyStore's selector ``top`` looks at).
-    Older checkpoints beyond the last ``keep_last_n`` are deleted, unless pinned or the best.
+    With a ``policy_store``, checkpoints older than the last ``keep_last_n`` (0: keep all) are deleted, unless pinned or
+    the best.
 
     Returns the saved record on rank 0; None on other ranks or when nothing was due.
     """
@@ -116,7 +117,8 @@ def save_checkpoint(
         if policy_store is not None:
             # What is returned is what was saved, not the policy that goes on learning.
             policy_store.saved(record, directory)
-            policy_store.cleanup_old_policies(checkpoint_path, keep_last_n=keep_last_n)
+            if keep_last_n > 0:
+                policy_store.cleanup_old_policies(checkpoint_path, keep_last_n=keep_last_n)
     barrier()
     return record
 

@@ -65,6 +65,15 @@ def train(rig: Any, epochs: int) -> list[dict[str, float]]:
     return history
 
 
+def test_keeping_none_of_the_last_means_keeping_all(build_rig, tmp_path):
+    rig = build_rig()
+    store = PolicyStore(device="cpu", data_dir=str(tmp_path))
+    for rig.epoch in range(1, 4):
+        save(rig, tmp_path, policy_store=store, keep_last_n=0)
+
+    assert sorted(path.name for path in tmp_path.glob("model_*")) == ["model_0001", "model_0002", "model_0003"]
+
+
 # What comes back
 
 
