@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,13 +36,18 @@ def test_cartpole_is_learned_within_80k_steps(tmp_path):
     assert mean_of_last(epochs, "env_episode/return", 20) > 400, "random: about 22, most possible: 500"
 
 
-@pytest.mark.parametrize(("hidden_size", "remembers"), [(128, True), (0, False)])
-def test_tmaze_is_solved_with_memory_and_only_with_it(tmp_path, hidden_size, remembers):
-    options = ["--agent.lstm-hidden-size", str(hidden_size), "--agent.last-action-token", "false"]
-    epochs = train(tmp_path, "--preset", "tmaze", *options)
+def test_tmaze_is_solved_with_memory(tmp_path):
+    epochs = train(tmp_path, "--preset", "tmaze")
 
-    success = mean_of_last(epochs, "env_episode/score", 8)
-    assert success > 0.85 if remembers else success < 0.65
+    assert mean_of_last(epochs, "env_episode/score", 8) > 0.85, "chance: 0.5"
+
+
+def test_tmaze_is_not_solved_without_memory(tmp_path):
+    """The engine tells the last action, which is a little memory too: it is left out."""
+    without = ["--agent.lstm-hidden-size", "0", "--agent.last-action-token", "false"]
+    epochs = train(tmp_path, "--preset", "tmaze", *without)
+
+    assert mean_of_last(epochs, "env_episode/score", 8) < 0.65
 
 
 def test_navigation_improves_in_small_rooms(tmp_path):
