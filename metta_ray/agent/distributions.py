@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 # Stands in for -inf where a probability of 0 is multiplied by its logarithm: 0 · -inf would be nan.
 LOG_ZERO = -1e30
@@ -21,8 +21,8 @@ class ActionDistribution(Protocol):
 
     log_probs: Tensor
 
-    def sample(self) -> Tensor:
-        """Actions ``(N, …)``, int32 or float32, drawn with torch's default generator."""
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        """Actions ``(N, …)``, int32 or float32, drawn with ``generator`` (None: torch's default one)."""
         ...
 
     def log_prob(self, action: Tensor) -> Tensor:
@@ -40,9 +40,9 @@ class Categorical:
     def __init__(self, logits: Tensor) -> None:
         self.log_probs = torch.log_softmax(logits, dim=-1)
 
-    def sample(self) -> Tensor:
+    def sample(self, generator: Generator | None = None) -> Tensor:
         # The first of A exponential clocks with rates p rings for choice a with probability p_a.
-        clocks = torch.empty_like(self.log_probs).exponential_()
+        clocks = torch.empty_like(self.log_probs).exponential_(generator=generator)
         return (self.log_probs.detach().exp() / clocks).argmax(dim=-1).to(torch.int32)
 
     def log_prob(self, action: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class MultiCategorical:
         self.parts = [Categorical(part) for part in torch.split(logits, list(sizes), dim=-1)]
         self.log_probs = torch.cat([part.log_probs for part in self.parts], dim=-1)
 
-    def sample(self) -> Tensor:
-        return torch.stack([part.sample() for part in self.parts], dim=-1)
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        return torch.stack([part.sample(generator) for part in self.parts], dim=-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
         chosen = [part.log_prob(action[..., k]) for k, part in enumerate(self.parts)]
@@ -82,8 +82,8 @@ class DiagonalGaussian:
         self.log_std = log_std.expand_as(mean)
         self.log_probs = mean.new_empty((mean.shape[0], 0))
 
-    def sample(self) -> Tensor:
-        noise = torch.randn_like(self.mean)
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
         return (self.mean + self.log_std.exp() * noise).detach()
 
     def log_prob(self, action: Tensor) -> Tensor:

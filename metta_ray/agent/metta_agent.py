@@ -102,7 +102,7 @@ class MettaAgent(nn.Module):
         with torch.autocast(obs.device.type, enabled=False):
             distribution = self.action_head.distribution(self.actor(core.float()))
             value: Tensor = self.critic(critic_core.float())
-            chosen = distribution.sample() if action is None else action
+            chosen = distribution.sample(state.generator) if action is None else action
             evaluated = chosen.reshape(rows, *self.spec.action_shape)
             logprob, entropy = distribution.log_prob(evaluated), distribution.entropy()
         return chosen, logprob, entropy, value, distribution.log_probs

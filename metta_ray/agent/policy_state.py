@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 
 @dataclass
@@ -24,6 +24,7 @@ class PolicyState:
         here. Ignored where ``resets`` is True. None means no action yet anywhere.
     last_rewards: float32 ``(B,)`` or ``(B, T)``: the reward that came with this observation. Ignored where
         ``resets`` is True (it belongs to the episode before). None means zeros.
+    generator: what actions are drawn with, on the policy's device. None means torch's default generator.
     """
 
     lstm_h: Tensor | None = None
@@ -31,3 +32,4 @@ class PolicyState:
     resets: Tensor | None = None
     last_actions: Tensor | None = None
     last_rewards: Tensor | None = None
+    generator: Generator | None = None

@@ -69,6 +69,7 @@ class GroupedVecEnv(VecEnv):
         self._ready: deque[int] = deque()
         self._in_flight: list[int] = []
         self._results: list[list[EpisodeResult]] = [[] for _ in range(num_groups)]
+        self._pinned_table: TaskTable | None = None
         self._table_versions: list[int | None] = [None] * num_groups
 
     # What a subclass provides. All raise EnvironmentFault where an environment or its process fails.
@@ -150,6 +151,9 @@ class GroupedVecEnv(VecEnv):
         self._held.append(self._require_received("hold"))
         self._received = None
 
+    def pin_tasks(self) -> None:
+        self._pinned_table = self.curriculum.task_table() if self.curriculum is not None else None
+
     @property
     def final_obs(self) -> NDArray[Any]:
         return self._out(self._views[self._require_received("final_obs")].final_obs)
@@ -215,12 +219,13 @@ class GroupedVecEnv(VecEnv):
     def _set_all_ready(self, order: Sequence[int], table: TaskTable | None) -> None:
         self._received, self._held, self._in_flight = None, [], []
         self._ready = deque(order)
+        self._pinned_table = None
         self._table_versions = [None if table is None else table.version] * self.num_groups
 
     def _changed_table(self, group: int) -> TaskTable | None:
         if self.curriculum is None:
             return None
-        table = self.curriculum.task_table()
+        table = self._pinned_table or self.curriculum.task_table()
         if table.version == self._table_versions[group]:
             return None
         self._table_versions[group] = table.version

@@ -38,7 +38,7 @@ class VecEnv(ABC):
 
     driver_env: the spec; num_envs, num_agents: over all groups; agents_per_batch: rows of one ``recv``.
     curriculum: who chooses tasks (None for environments without tasks); it hears of every reported episode
-    during ``recv``, and a changed task table goes out with the next ``send`` of each group.
+    during ``recv``, and a changed task table goes out with the next ``send`` of each group (see ``pin_tasks``).
     """
 
     driver_env: EnvSpec
@@ -64,6 +64,11 @@ class VecEnv(ABC):
         """Sets the group received last aside, unanswered. ``recv`` passes over held groups until every group
         is held; then all may be received again, in the order of holding and with empty infos. So a rollout
         can look at the state after its last action (a bootstrap value) without acting on it."""
+
+    @abstractmethod
+    def pin_tasks(self) -> None:
+        """Until the next call, new episodes draw from the table as it is now. Called at the start of each rollout,
+        it makes a rollout a function of what was known then, wherever its environments run."""
 
     @property
     @abstractmethod

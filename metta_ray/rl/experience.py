@@ -22,6 +22,7 @@ from torch import Tensor
 from metta_ray.agent.policy_state import PolicyState
 from metta_ray.common.errors import ConfigError, UsageError
 from metta_ray.envs.env_spec import TokenSpace
+from metta_ray.rl.random_streams import MINIBATCHES, random_stream, stream_seed
 from metta_ray.rl.rollout_state import RolloutState, action_dtype
 
 Minibatch = dict[str, Tensor]
@@ -102,7 +103,9 @@ class Experience:
         self._column = np.zeros(total_agents, np.int64)
         self._segment = np.zeros(total_agents, np.int64)
         self._closed = np.zeros(total_agents, bool)
-        self._order = torch.arange(S)
+        self._order = torch.arange(S, device=device)
+        self._seed = torch.initial_seed()
+        self._generator = random_stream(MINIBATCHES, device)
         self.rollout_id = 0
 
     # Filling
@@ -111,6 +114,11 @@ class Experience:
     def ready_for_training(self) -> bool:
         """True when every row is full."""
         return bool((self._segment == self._segments_per_agent).all())
+
+    @property
+    def is_empty(self) -> bool:
+        """True until something is stored in this rollout."""
+        return not self._column.any() and not self._segment.any()
 
     def is_full(self, env_id: slice) -> bool:
         """True when the rows of these agents are full for this rollout."""
@@ -226,6 +234,11 @@ class Experience:
             "truncation_values": self.truncation_values,
         }
 
+    def begin_update(self, epoch: int) -> None:
+        """From here on minibatches are drawn from a stream that ``epoch`` alone decides: an update that is
+        repeated, in this process or another, meets the same minibatches."""
+        self._generator.manual_seed(stream_seed(self._seed, MINIBATCHES, epoch))
+
     def sample_minibatch(
         self,
         advantages: Tensor,
@@ -243,13 +256,13 @@ class Experience:
         del total_minibatches
         if prio_alpha == 0:
             if minibatch_idx == 0:
-                self._order = torch.randperm(self.segments)
+                self._order = torch.randperm(self.segments, generator=self._generator, device=self.device)
             start = minibatch_idx * self.minibatch_segments % self.segments
-            indices = self._order[start : start + self.minibatch_segments].to(self.device)
+            indices = self._order[start : start + self.minibatch_segments]
             prio_weights = torch.ones(len(indices), 1, device=self.device)
         else:
             probabilities = segment_probabilities(advantages, prio_alpha)
-            indices = torch.multinomial(probabilities, self.minibatch_segments)
+            indices = torch.multinomial(probabilities, self.minibatch_segments, generator=self._generator)
             prio_weights = (self.segments * probabilities[indices, None]) ** -prio_beta
         return self._gather(indices, advantages) | {"prio_weights": prio_weights}
 
@@ -280,15 +293,17 @@ class Experience:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What outlives a batch: agents' recurrent state and mean rewards. Valid between two rollouts."""
+        """What outlives a batch: agents' recurrent state, mean rewards, and the root of chance. Valid between two rollouts."""
         return {
             "rollout_state": self.rollout_state.state_dict(),
             "mean_reward": self._mean_reward.cpu().numpy(),
+            "seed": self._seed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rollout_state.load_state_dict(state["rollout_state"])
         self._mean_reward.copy_(torch.from_numpy(state["mean_reward"]))
+        self._seed = int(state["seed"])
 
     def agent_rows(self) -> list[Tensor]:
         """Row indices ``(N,)`` of all agents' first segments, then of their second ones, and so on."""

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from metta_ray.common.errors import ConfigError
+from metta_ray.common.util.typed_config import did_you_mean
+
+DEFAULT_PRESET = "navigation"
 CURRICULUM = "/env/mettagrid/curriculum/navigation/bucketed"
 
 PPO = {
@@ -111,3 +115,26 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """Settings of a preset by name. ConfigError for one that is not there."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset={name!r} is unknown{did_you_mean(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def preset_for(env: str | None) -> str:
+    """The preset whose sizes suit an environment that was named without one."""
+    if env is None:
+        return DEFAULT_PRESET
+    for name, preset in PRESETS.items():
+        if env in (preset["trainer"].get("env"), preset["trainer"].get("curriculum")):
+            return name
+    return DEFAULT_PRESET if env.startswith(("mettagrid:", "/")) else "cartpole"
+
+
+def environment_settings(env: str) -> dict[str, str | None]:
+    """What ``--env`` stands for: the path of a curriculum, or the name of an environment without one."""
+    is_curriculum = env.startswith("/")
+    return {"trainer.curriculum": env if is_curriculum else None, "trainer.env": None if is_curriculum else env}

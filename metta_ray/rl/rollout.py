@@ -36,6 +36,8 @@ def perform_rollout_step(
     on, by the next rollout.
     """
     agent = unwrap_agent(policy)
+    if experience.is_empty:
+        vecenv.pin_tasks()
     received, rows = _receive(vecenv, timer)
     infos = received.infos
     if experience.is_full(rows):

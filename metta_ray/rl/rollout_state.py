@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metta_ray.agent.policy_state import PolicyState
+from metta_ray.rl.random_streams import ACTIONS, random_stream
 
 
 class RolloutState:
@@ -21,6 +22,7 @@ class RolloutState:
     lstm_h, lstm_c: float32 ``(L, N, H)``; L = 0 for a policy without recurrence.
     last_actions: ``(N, *action_shape)``, int64 or float32. is_new: bool ``(N,)``, True until an agent first acts: its
         first observation begins an episode, though no episode ended before it.
+    generator: draws the actions.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class RolloutState:
             (num_agents, *(action_space.shape or ())), dtype=action_dtype(action_space), device=device
         )
         self.is_new = torch.ones(num_agents, dtype=torch.bool, device=device)
+        self.generator = random_stream(ACTIONS, device)
 
     @property
     def is_recurrent(self) -> bool:
@@ -52,6 +55,7 @@ class RolloutState:
             resets=resets,
             last_actions=self.last_actions[rows],
             last_rewards=last_rewards,
+            generator=self.generator,
         )
 
     def update(self, rows: slice, state: PolicyState, actions: Tensor) -> None:
@@ -65,7 +69,8 @@ class RolloutState:
         self.is_new[rows] = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name).cpu().numpy() for name in ("lstm_h", "lstm_c", "last_actions")}
+        arrays = {name: getattr(self, name).cpu().numpy().copy() for name in ("lstm_h", "lstm_c", "last_actions")}
+        return {**arrays, "generator": self.generator.get_state().numpy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError where shapes differ (another number of agents or another policy)."""
@@ -74,6 +79,7 @@ class RolloutState:
             if tuple(tensor.shape) != array.shape:
                 raise ValueError(f"rollout state {name} has shape {array.shape}, expected {tuple(tensor.shape)}")
             tensor.copy_(torch.from_numpy(array))
+        self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
         self.is_new[:] = False
 
 

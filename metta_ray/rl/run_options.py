@@ -11,14 +11,13 @@ from typing import Any
 
 from pydantic import Field
 
-from metta_ray.common.errors import ConfigError
-from metta_ray.common.util.typed_config import StrictModel, apply_overrides, did_you_mean, validated
+from metta_ray.common.util.option_words import read_options
+from metta_ray.common.util.typed_config import StrictModel, apply_overrides, validated
 from metta_ray.envs.registry import resolve_env
-from metta_ray.rl.presets import PRESETS
+from metta_ray.rl.presets import DEFAULT_PRESET, PRESETS, environment_settings, preset_for, preset_settings
 from metta_ray.rl.trainer_config import TrainerConfig
 from metta_ray.rl.vecenv import vecenv_sizes
 
-DEFAULT_PRESET = "navigation"
 SHORT_OPTIONS = {
     name: f"trainer.{name}" for name in ("total_timesteps", "seed", "env_overrides", "num_workers", "async_factor")
 }
@@ -83,50 +82,21 @@ class RunOptions(StrictModel):
 
 def parse_run_options(argv: Sequence[str]) -> RunOptions:
     """Options from a command line. ConfigError with one readable message for anything that cannot work."""
-    given = _read(argv)
+    given: dict[str, Any] = dict(_read(argv))
     env = given.pop("env", None)
     name = given.pop("preset", None) or preset_for(env)
-    if name not in PRESETS:
-        raise ConfigError(f"preset={name!r} is unknown{did_you_mean(name, PRESETS)}")
-    base = validated(RunOptions, {**PRESETS[name], "preset": name})
+    base = validated(RunOptions, {**preset_settings(name), "preset": name})
     if env is not None:
-        is_curriculum = env.startswith("/")
-        given |= {"trainer.curriculum": env if is_curriculum else None, "trainer.env": None if is_curriculum else env}
+        given |= environment_settings(env)
     options = apply_overrides(base, given)
     assert isinstance(options, RunOptions)
     return options
 
 
-def preset_for(env: str | None) -> str:
-    """The preset whose sizes suit an environment that was named without one."""
-    if env is None:
-        return DEFAULT_PRESET
-    for name, preset in PRESETS.items():
-        if env in (preset["trainer"].get("env"), preset["trainer"].get("curriculum")):
-            return name
-    return DEFAULT_PRESET if env.startswith(("mettagrid:", "/")) else "cartpole"
-
-
-def _read(argv: Sequence[str]) -> dict[str, Any]:
-    """``--a.b-c 1 --flag`` → {"a.b_c": "1", "flag": "true"}."""
+def _read(argv: Sequence[str]) -> dict[str, str]:
     parser = argparse.ArgumentParser(prog="run.py", description=_help(), formatter_class=argparse.RawTextHelpFormatter)
     _, words = parser.parse_known_args(list(argv))
-    given: dict[str, Any] = {}
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise ConfigError(f"{word!r} is not an option; options look like --trainer.ppo.clip-coef 0.2")
-        name, separator, value = word[2:].partition("=")
-        if not separator:
-            value = words.pop(0) if words and not words[0].startswith("--") else "true"
-        name = name.replace("-", "_")
-        given[_long_name(name)] = value
-    return given
-
-
-def _long_name(name: str) -> str:
-    first, dot, rest = name.partition(".")
-    return SHORT_OPTIONS.get(first, first) + dot + rest
+    return read_options(words, SHORT_OPTIONS)
 
 
 def _help() -> str:

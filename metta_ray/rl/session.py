@@ -13,17 +13,25 @@ import torch
 from metta_ray.rl.distributed import all_reduce_sum, setup_distributed_vars
 
 
-def prepare_process(seed: int, *, threads: int = 1) -> None:
-    """Seeds every generator of this rank and sets torch's threads (0: this rank's share of the cores).
+def prepare_process(seed: int, *, threads: int = 1, rank: int | None = None) -> None:
+    """Seeds every generator of this process and sets torch's threads (0: this rank's share of the cores).
 
-    Ranks get different streams. Denormal numbers are flushed to zero: they slow some kernels a hundredfold.
+    Ranks get different numbers; ``rank`` None is that in the process group. Call it in the thread that computes.
     """
-    _, world_size, rank = setup_distributed_vars()
-    words = np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(3)
+    _, world_size, own_rank = setup_distributed_vars()
+    words = np.random.SeedSequence(seed, spawn_key=(own_rank if rank is None else rank,)).generate_state(3)
     torch.manual_seed(int(words[0]))
     np.random.seed(int(words[1]))
     random.seed(int(words[2]))
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // world_size))
+    prepare_thread(threads or max(1, len(os.sched_getaffinity(0)) // world_size))
+
+
+def prepare_thread(threads: int) -> None:
+    """Settings that each computing thread of a process must be given anew.
+
+    Denormal numbers are flushed to zero: they slow some kernels a hundredfold.
+    """
+    torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
 
 

@@ -44,6 +44,7 @@ def update_policy(
     losses.zero()
     optimizer.zero_grad()
     experience.reset_importance_sampling_ratios()
+    experience.begin_update(epoch)
     with _timed(timer, "_train"):
         advantages = batch_advantages(experience, trainer_cfg, device)
         losses.explained_variance = explained_variance(
