@@ -13,10 +13,9 @@ from pydantic import Field
 
 from metta_ray.common.util.option_words import read_options
 from metta_ray.common.util.typed_config import StrictModel, apply_overrides, validated
-from metta_ray.envs.registry import resolve_env
 from metta_ray.rl.presets import DEFAULT_PRESET, PRESETS, environment_settings, preset_for, preset_settings
 from metta_ray.rl.trainer_config import TrainerConfig
-from metta_ray.rl.vecenv import vecenv_sizes
+from metta_ray.rl.vecenv import training_factory, vecenv_sizes
 
 SHORT_OPTIONS = {
     name: f"trainer.{name}" for name in ("total_timesteps", "seed", "env_overrides", "num_workers", "async_factor")
@@ -58,8 +57,7 @@ class RunOptions(StrictModel):
     def environment(self) -> dict[str, Any]:
         """Arguments of ``Environment`` for these options. ConfigError for an environment that is not there."""
         trainer = self.trainer
-        name = trainer.curriculum_or_env
-        factory = resolve_env(f"mettagrid:{name}" if name.startswith("/") else name, **trainer.env_overrides)
+        factory = training_factory(trainer)
         vectorization = "serial" if trainer.num_workers == 1 else "multiprocessing"
         sizes = vecenv_sizes(
             trainer.forward_pass_minibatch_target_size,

@@ -222,6 +222,8 @@ def test_importing_the_library_loads_no_service_and_no_engine():
         "metta_ray.mettagrid.curriculum.learning_progress",
         "metta_ray.envs.registry",
         "metta_ray.sim.simulation_config",
+        "metta_ray.service.run_config",
+        "metta_ray.service.sizes",
         "metta_ray.common.util.typed_config",
         "metta_ray.common.profiling.stopwatch",
     ],

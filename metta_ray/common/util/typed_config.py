@@ -227,6 +227,8 @@ def _read_scalar(value: Any, annotation: Any) -> Any:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         return value
+    if parsed is not None and set(_alternatives(annotation)) == {str, type(None)}:
+        return value  # a run may be named 2024
     # YAML 1.1 reads 1e-3 as text.
     if isinstance(parsed, str):
         try:
@@ -237,10 +239,14 @@ def _read_scalar(value: Any, annotation: Any) -> Any:
 
 
 def _set_at(plain: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
+    for depth, part in enumerate(path[:-1], start=1):
         inner = plain.get(part)
         if inner is None:
             inner = plain[part] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"{'.'.join(path[:depth])}={inner!r} has no settings inside, so {'.'.join(path)} has no place"
+            )
         plain = inner
     plain[path[-1]] = value
 
