@@ -10,6 +10,9 @@
     ├── PolicyMismatchError (ValueError) a policy does not fit the environment or the weights
     ├── RunDirectoryInUse (RuntimeError) another live process writes to this run directory
     ├── StatsDBError (RuntimeError)     an evaluation database is damaged, of another version, or none
+    ├── JournalError (RuntimeError)     the journal of a run is damaged, or cannot be written
+    ├── StateStoreError (RuntimeError)  the store of run records is damaged, busy, or of another version
+    ├── LedgerError (RuntimeError)      an event that cannot have happened to the tickets of this run
     └── TrainingDiverged (RuntimeError) several updates in a row were not finite
 
 Every message names the thing, its value and the remedy.
@@ -54,6 +57,18 @@ class RunDirectoryInUse(MettaRayError, RuntimeError):  # noqa: N818 - reads as t
 
 class StatsDBError(MettaRayError, RuntimeError):
     """A statistics file is damaged, of another version, or no statistics file."""
+
+
+class JournalError(MettaRayError, RuntimeError):
+    """The journal of a run is damaged, or cannot be written."""
+
+
+class StateStoreError(MettaRayError, RuntimeError):
+    """The store of run records is damaged, busy, or of another version."""
+
+
+class LedgerError(MettaRayError, RuntimeError):
+    """An event that cannot have happened to the tickets of this run."""
 
 
 class TrainingDiverged(MettaRayError, RuntimeError):  # noqa: N818 - reads as the fact it states
