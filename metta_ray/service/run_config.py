@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from metta_ray.common.errors import ConfigError
 from metta_ray.common.util.typed_config import StrictModel, apply_overrides, validated
+from metta_ray.control.failure import Budget, Cause
 from metta_ray.rl.presets import DEFAULT_PRESET, PRESETS, environment_settings, preset_for, preset_settings
 from metta_ray.rl.trainer_config import TrainerConfig
 
@@ -26,6 +27,11 @@ SHORT_OPTIONS = {name: f"trainer.{name}" for name in ("total_timesteps", "seed",
     "run_name": "run",
     "address": "cluster.address",
 }
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it for the entry command of a job."""
+WORKING_DIRECTORIES = "working_dir_files"
+"""Where Ray unpacks the working directories of jobs."""
 
 _Count = Annotated[int, Field(ge=0)]
 _PositiveInt = Annotated[int, Field(gt=0)]
@@ -148,8 +154,19 @@ class PacingConfig(StrictModel):
         return self
 
 
+class BudgetConfig(StrictModel):
+    """How many failures of one cause within ``failure.window_s`` are replaced. None: any number."""
+
+    per_slot: _PositiveInt | None = Field(
+        default=None, description="more, and the slot stays empty; few stop a place that always fails"
+    )
+    per_run: _PositiveInt | None = Field(
+        default=None, description="more, and the run fails; few show a bug early, many survive a rough night"
+    )
+
+
 class FailureConfig(StrictModel):
-    """Deadlines, and how many failures of a kind within ``window_s`` end the run. Preemptions and drains never do."""
+    """Deadlines, and what failures may cost. Preemptions and drains are never counted."""
 
     collect_deadline_s: _Seconds = Field(
         default=10.0, description="least time a fragment gets (or 5 × the usual); short finds hangs, long forgives load"
@@ -171,30 +188,33 @@ class FailureConfig(StrictModel):
         default=15.0, description="an attached driver silent for so long counts as gone, and the run is stopped cleanly"
     )
     window_s: _Seconds = Field(
-        default=600.0, description="failures older than this are forgotten; short tolerates more of them"
+        default=300.0, description="failures older than this are forgotten; short tolerates more of them"
     )
-    max_crashes: _Count = Field(
-        default=20, description="died processes of the run; high survives flaky nodes, low shows a bug early"
+    back_off_s: _Amount = Field(
+        default=1.0, description="pause before a slot's second replacement, then doubled; the first comes at once"
     )
-    max_out_of_memory: _Count = Field(
-        default=5, description="processes killed for memory; few, since the next ones would die of the same"
+    max_back_off_s: _Amount = Field(default=60.0, description="longest such pause; long spares a sick node")
+    crash: BudgetConfig = Field(default=BudgetConfig(per_slot=20, per_run=50), description="processes that died")
+    out_of_memory: BudgetConfig = Field(
+        default=BudgetConfig(per_slot=3, per_run=30), description="processes killed for memory; the next needs as much"
     )
-    max_environment_faults: _Count = Field(
-        default=20, description="environments that raised or returned NaN; low shows a broken environment early"
+    environment: BudgetConfig = Field(
+        default=BudgetConfig(per_slot=3, per_run=30), description="environments that raised or returned NaN"
     )
-    max_hangs: _Count = Field(
-        default=10, description="missed deadlines; low shows a deadlock early, high survives overloaded nodes"
+    hang: BudgetConfig = Field(default=BudgetConfig(per_slot=5, per_run=50), description="missed deadlines")
+    node_lost: BudgetConfig = Field(
+        default=BudgetConfig(per_slot=10), description="processes lost with their node, many at once"
     )
-    max_node_losses: _Count = Field(
-        default=20, description="processes lost with their node; high survives an unsteady cluster"
+    learner: BudgetConfig = Field(
+        default=BudgetConfig(per_run=20), description="rebuilt learner groups; each repeats at most one update"
     )
-    max_learner_failures: _Count = Field(
-        default=10, description="rebuilt learner groups; each repeats at most one update"
-    )
-    backoff_s: _Amount = Field(
-        default=1.0, description="pause before a slot's second replacement, doubled each time; the first comes at once"
-    )
-    max_backoff_s: _Amount = Field(default=60.0, description="longest such pause; long spares a sick node")
+
+    def budget(self, cause: Cause) -> Budget:
+        """The budget of a cause for ``control.failure.decide``."""
+        if cause in (Cause.PREEMPTED, Cause.DRAINED):
+            return Budget(window_s=self.window_s, back_off_s=0.0)  # nobody is to blame
+        limits: BudgetConfig = getattr(self, cause.value)
+        return Budget(limits.per_slot, limits.per_run, self.window_s, self.back_off_s, self.max_back_off_s)
 
 
 class ClusterConfig(StrictModel):
@@ -276,6 +296,37 @@ class RunConfig(StrictModel):
                     f"bptt_horizon={trainer.bptt_horizon}; nearest: {nearest_multiples(size, step)}"
                 )
         return self
+
+
+def located(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
+    """The configuration with what it leaves to the environment variables filled in: run and data_dir.
+
+    ConfigError for a data_dir inside a job's working directory, which is a copy that Ray removes.
+    """
+    return config.model_copy(
+        update={
+            "run": config.run or environ.get("METTA_RUN") or None,
+            "data_dir": str(data_directory(config.data_dir, environ)),
+        }
+    )
+
+
+def data_directory(data_dir: str | None, environ: Mapping[str, str]) -> Path:
+    """``data_dir``, else $DATA_DIR, else ./train_dir; in a job the last is ~/train_dir. Always absolute."""
+    in_job = JOB_VARIABLE in environ
+    given = data_dir or environ.get("DATA_DIR")
+    path = Path(given or (Path.home() / "train_dir" if in_job else "train_dir")).expanduser().absolute()
+    if in_job and Path.cwd() in (path, *path.parents) and WORKING_DIRECTORIES in path.parts:
+        raise ConfigError(
+            f"data_dir={given!r} lies in the job's working directory, a copy that Ray removes; "
+            "name an absolute directory that all nodes reach"
+        )
+    return path
+
+
+def store_url(url: str | None, data_dir: str | Path) -> str:
+    """Where records of runs are kept: ``url`` (``state.url``), or a file in ``data_dir``."""
+    return url or f"sqlite:///{Path(data_dir).absolute()}/runs.sqlite"
 
 
 class WorkerTarget(NamedTuple):

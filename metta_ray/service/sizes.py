@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from metta_ray.common.errors import ConfigError
+from metta_ray.control.schedule import useful_workers
 from metta_ray.service.run_config import RunConfig, nearest_multiples
 
 TARGET_FRAGMENT_STEPS = 4096
@@ -46,7 +47,7 @@ def resolved_sizes(config: RunConfig, agents_per_env: int, *, agent_step_bytes: 
         fragments_per_batch=trainer.batch_size // fragment_steps,
         batch_steps=trainer.batch_size,
         minibatch_steps=trainer.minibatch_size // replicas,
-        useful_workers=(config.pacing.target_staleness + 1) * trainer.batch_size // fragment_steps,
+        useful_workers=useful_workers(trainer.batch_size, fragment_steps, config.pacing.target_staleness),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from metta_ray.common.errors import ConfigError
 
@@ -14,17 +14,34 @@ def read_options(words: Sequence[str], long_names: Mapping[str, str] | None = No
 
     Raises ConfigError for a word that is neither a name nor the value of one.
     """
+    arguments, given = split_words(words, long_names)
+    if arguments:
+        raise ConfigError(f"{arguments[0]!r} is not an option; options look like --trainer.ppo.clip-coef 0.2")
+    return given
+
+
+def split_words(
+    words: Sequence[str], long_names: Mapping[str, str] | None = None, flags: Collection[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """Words that stand alone, and settings as ``read_options``.
+
+    flags: names that never take the next word as their value.
+    """
     left = list(words)
+    arguments: list[str] = []
     given: dict[str, str] = {}
     while left:
         word = left.pop(0)
         if not word.startswith("--"):
-            raise ConfigError(f"{word!r} is not an option; options look like --trainer.ppo.clip-coef 0.2")
+            arguments.append(word)
+            continue
         name, separator, value = word[2:].partition("=")
+        name = name.replace("-", "_")
         if not separator:
-            value = left.pop(0) if left and not left[0].startswith("--") else "true"
-        given[_long_name(name.replace("-", "_"), long_names or {})] = value
-    return given
+            takes_value = name not in flags and bool(left) and not left[0].startswith("--")
+            value = left.pop(0) if takes_value else "true"
+        given[_long_name(name, long_names or {})] = value
+    return arguments, given
 
 
 def _long_name(name: str, long_names: Mapping[str, str]) -> str:

@@ -7,8 +7,18 @@ from pathlib import Path
 import pytest
 
 from metta_ray.common.errors import ConfigError
+from metta_ray.control.failure import Budget, Cause
 from metta_ray.rl.presets import PRESETS
-from metta_ray.service.run_config import RunConfig, WorkerTarget, load_run_config, parse_workers
+from metta_ray.service.run_config import (
+    JOB_VARIABLE,
+    RunConfig,
+    WorkerTarget,
+    data_directory,
+    load_run_config,
+    located,
+    parse_workers,
+    store_url,
+)
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -173,3 +183,40 @@ def test_every_setting_of_the_service_says_what_it_trades():
         fields |= {f"{section}.{name}": field for name, field in model.model_fields.items()}
 
     assert [name for name, field in fields.items() if not field.description] == []
+
+
+def test_budgets_are_those_of_the_configuration_and_preemptions_have_none():
+    failure = load_run_config(None, {"failure.crash.per_run": "7", "failure.window_s": "60"}).failure
+
+    assert failure.budget(Cause.CRASH) == Budget(slot_limit=20, run_limit=7, window_s=60)
+    assert failure.budget(Cause.PREEMPTED).run_limit is None
+    for cause in Cause:
+        assert failure.budget(cause).window_s == 60
+
+
+def test_runs_lie_where_the_settings_or_else_the_variables_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+
+    assert data_directory("/a", {"DATA_DIR": "/b"}) == Path("/a")
+    assert data_directory(None, {"DATA_DIR": "/b"}) == Path("/b")
+    assert data_directory(None, {}) == tmp_path / "train_dir"
+    assert data_directory(None, {JOB_VARIABLE: "{}"}) == Path.home() / "train_dir"
+
+
+def test_a_jobs_working_directory_is_refused_for_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    working = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    working.mkdir(parents=True)
+    monkeypatch.chdir(working)
+
+    assert data_directory("/a", {JOB_VARIABLE: "{}"}) == Path("/a")
+    with pytest.raises(ConfigError, match=r"data_dir='runs' lies in the job's working directory"):
+        data_directory("runs", {JOB_VARIABLE: "{}"})
+
+
+def test_what_is_left_to_variables_is_filled_in():
+    config = located(load_run_config(None, {}), {"METTA_RUN": "nightly", "DATA_DIR": "/data"})
+
+    assert (config.run, config.data_dir) == ("nightly", "/data")
+    assert located(load_run_config(None, {"run": "a"}), {"METTA_RUN": "nightly"}).run == "a"
+    assert store_url(None, "/data") == "sqlite:////data/runs.sqlite"
+    assert store_url("sqlite:///x", "/data") == "sqlite:///x"
