@@ -190,10 +190,10 @@ class FailureConfig(StrictModel):
     window_s: _Seconds = Field(
         default=300.0, description="failures older than this are forgotten; short tolerates more of them"
     )
-    back_off_s: _Amount = Field(
+    backoff_s: _Amount = Field(
         default=1.0, description="pause before a slot's second replacement, then doubled; the first comes at once"
     )
-    max_back_off_s: _Amount = Field(default=60.0, description="longest such pause; long spares a sick node")
+    max_backoff_s: _Amount = Field(default=60.0, description="longest such pause; long spares a sick node")
     crash: BudgetConfig = Field(default=BudgetConfig(per_slot=20, per_run=50), description="processes that died")
     out_of_memory: BudgetConfig = Field(
         default=BudgetConfig(per_slot=3, per_run=30), description="processes killed for memory; the next needs as much"
@@ -209,12 +209,25 @@ class FailureConfig(StrictModel):
         default=BudgetConfig(per_run=20), description="rebuilt learner groups; each repeats at most one update"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _half_a_budget_keeps_the_other_default(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return {
+            name: defaults[name].model_dump() | value
+            if isinstance(value, dict) and isinstance(defaults.get(name), BudgetConfig)
+            else value
+            for name, value in data.items()
+        }
+
     def budget(self, cause: Cause) -> Budget:
         """The budget of a cause for ``control.failure.decide``."""
         if cause in (Cause.PREEMPTED, Cause.DRAINED):
-            return Budget(window_s=self.window_s, back_off_s=0.0)  # nobody is to blame
+            return Budget(window_s=self.window_s, backoff_s=0.0)  # nobody is to blame
         limits: BudgetConfig = getattr(self, cause.value)
-        return Budget(limits.per_slot, limits.per_run, self.window_s, self.back_off_s, self.max_back_off_s)
+        return Budget(limits.per_slot, limits.per_run, self.window_s, self.backoff_s, self.max_backoff_s)
 
 
 class ClusterConfig(StrictModel):
