@@ -12,6 +12,7 @@ closes the segment: what the last action brought, together with ``last_values``,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -305,6 +306,28 @@ class Experience:
         self._mean_reward.copy_(torch.from_numpy(state["mean_reward"]))
         self._seed = int(state["seed"])
 
+    def fragment_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Everything that ``add_fragment`` of another Experience needs, as arrays on the host. Call when all rows are
+        closed; they are overwritten by the next rollout."""
+        return {name: tensor.cpu().numpy() for name, tensor in self._fragment_tensors().items()}
+
+    def add_fragment(self, first_row: int, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Copies the rows that another Experience collected to ``first_row …``."""
+        obs = arrays["obs"]
+        rows = slice(first_row, first_row + len(obs))
+        if self._stores_tokens and obs.shape[2] > self.obs.shape[2]:
+            self._widen_obs(obs.shape[2])
+        if self._stores_tokens and obs.shape[2] < self.obs.shape[2]:
+            self.obs[rows, :, obs.shape[2] :] = PADDING
+        for name, tensor in self._fragment_tensors().items():
+            target = tensor[rows]
+            _copy(target[:, :, : obs.shape[2]] if name == "obs" and self._stores_tokens else target, arrays[name])
+
+    def begin_batch(self) -> None:
+        """Before the first ``add_fragment`` of a batch."""
+        self.ratio.fill_(1.0)
+        self.rollout_id += 1
+
     def agent_rows(self) -> list[Tensor]:
         """Row indices ``(N,)`` of all agents' first segments, then of their second ones, and so on."""
         rows = torch.arange(self.segments, device=self.device).view(-1, self.total_agents)
@@ -323,6 +346,26 @@ class Experience:
         }
 
     # Details
+
+    def _fragment_tensors(self) -> dict[str, Tensor]:
+        tensors = {
+            "obs": self.obs,
+            "actions": self.actions,
+            "values": self.values,
+            "logprobs": self.logprobs,
+            "last_values": self.last_values,
+            "rewards": self._rewards,
+            "dones": self._dones,
+            "truncateds": self._truncateds,
+            "masks": self._masks,
+            "truncation_values": self.truncation_values,
+            "first_last_actions": self._first_last_actions,
+            "first_lstm_h": self._first_lstm_h,
+            "first_lstm_c": self._first_lstm_c,
+        }
+        if self._reward_centering_rate:
+            tensors["centered_rewards"] = self._centered_rewards
+        return tensors
 
     def _allocate_obs(self, space: gymnasium.Space[Any]) -> Tensor:
         shape = tuple(space.shape or ())
@@ -440,6 +483,14 @@ class Experience:
             "last_values": self.last_values[indices],
             "truncation_values": self.truncation_values[indices],
         }
+
+
+def _copy(target: Tensor, array: np.ndarray[Any, Any]) -> None:
+    """Without a tensor over the array's memory: that may be read-only, which torch knows not to respect."""
+    if target.device.type == "cpu":
+        np.copyto(target.numpy(), array)
+    else:
+        target.copy_(torch.from_numpy(array.copy()))
 
 
 def segment_probabilities(advantages: Tensor, alpha: float) -> Tensor:

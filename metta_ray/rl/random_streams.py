@@ -11,6 +11,7 @@ import torch
 
 ACTIONS = 1
 MINIBATCHES = 2
+UPDATES = 3
 
 
 def random_stream(purpose: int, device: torch.device | str) -> torch.Generator:

@@ -69,18 +69,17 @@ class RolloutState:
         self.is_new[rows] = False
 
     def state_dict(self) -> dict[str, Any]:
-        arrays = {name: getattr(self, name).cpu().numpy().copy() for name in ("lstm_h", "lstm_c", "last_actions")}
+        arrays = {name: getattr(self, name).cpu().numpy().copy() for name in ("lstm_h", "lstm_c", "last_actions", "is_new")}
         return {**arrays, "generator": self.generator.get_state().numpy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError where shapes differ (another number of agents or another policy)."""
-        for name in ("lstm_h", "lstm_c", "last_actions"):
+        for name in ("lstm_h", "lstm_c", "last_actions", "is_new"):
             tensor, array = getattr(self, name), np.asarray(state[name])
             if tuple(tensor.shape) != array.shape:
                 raise ValueError(f"rollout state {name} has shape {array.shape}, expected {tuple(tensor.shape)}")
             tensor.copy_(torch.from_numpy(array))
         self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
-        self.is_new[:] = False
 
 
 def action_dtype(action_space: gymnasium.Space[Any]) -> torch.dtype:

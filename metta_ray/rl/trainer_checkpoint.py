@@ -110,7 +110,7 @@ def save_checkpoint(
             "agent_step": agent_step,
             "epoch": epoch,
             "world_size": world_size,
-            "optimizer": _to_numpy(optimizer.state_dict()),
+            "optimizer": to_numpy(optimizer.state_dict()),
             "stopwatch": timer.save_state() if timer else None,
         }
         _write(directory, record, trainer, ranks)
@@ -257,7 +257,7 @@ def _broadcast_result(read: Callable[[], dict[str, Any] | None]) -> dict[str, An
 
 def _load_optimizer(optimizer: Optimizer, state: dict[str, Any], path: str) -> None:
     try:
-        optimizer.load_state_dict(_to_torch(state))
+        optimizer.load_state_dict(to_torch(state))
     except (ValueError, KeyError) as error:
         raise CheckpointError(
             f"the optimiser state in {path} does not fit: {error}. Use the optimizer settings it was trained with, or "
@@ -284,6 +284,15 @@ def _load_rank_state(
     kickstarter: Kickstarter | None,
 ) -> None:
     _, world_size, rank = setup_distributed_vars()
+    if not checkpoint.ranks:
+        logger.warning(
+            "checkpoint %s was written by the service: weights and optimiser continue, environments and curriculum "
+            "start afresh (metta-ray train --run continues all of it)",
+            checkpoint.path,
+        )
+        if vecenv is not None:
+            vecenv.async_reset(checkpoint.trainer["agent_step"])
+        return
     if world_size != len(checkpoint.ranks):
         logger.warning(
             "checkpoint %s was written by %d ranks, now there are %d: weights, optimiser and (from rank 0) curriculum "
@@ -349,21 +358,23 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((python["version"], tuple(int(word) for word in python["internal"]), python["gauss"]))
 
 
-def _to_numpy(tree: Any) -> Any:
+def to_numpy(tree: Any) -> Any:
+    """A tree whose tensors are arrays on the host; tuples become lists."""
     if isinstance(tree, Tensor):
         return tree.detach().cpu().numpy()
     if isinstance(tree, dict):
-        return {key: _to_numpy(value) for key, value in tree.items()}
+        return {key: to_numpy(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_to_numpy(value) for value in tree]
+        return [to_numpy(value) for value in tree]
     return tree
 
 
-def _to_torch(tree: Any) -> Any:
+def to_torch(tree: Any) -> Any:
+    """The inverse: arrays become tensors over the same memory."""
     if isinstance(tree, np.ndarray):
         return torch.from_numpy(tree)
     if isinstance(tree, dict):
-        return {key: _to_torch(value) for key, value in tree.items()}
+        return {key: to_torch(value) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [_to_torch(value) for value in tree]
+        return [to_torch(value) for value in tree]
     return tree

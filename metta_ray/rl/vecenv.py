@@ -11,6 +11,7 @@ from metta_ray.envs.multiprocess_vecenv import MultiprocessVecEnv, check_sizes
 from metta_ray.envs.registry import EnvFactory, MettaGridFactory, resolve_env
 from metta_ray.envs.serial_vecenv import SerialVecEnv
 from metta_ray.envs.tasks import Curriculum
+from metta_ray.rl.trainer_config import TrainerConfig
 
 VECTORIZATIONS = ("serial", "multiprocessing")
 
@@ -88,6 +89,12 @@ def vecenv_sizes(
     sizes = VecEnvSizes(num_envs=batch_size * groups, batch_size=batch_size)
     check_sizes(sizes.num_envs, sizes.batch_size, workers)
     return sizes
+
+
+def training_factory(trainer: TrainerConfig) -> EnvFactory:
+    """The environment that a trainer's settings name; ConfigError for an unknown name or settings that do not fit."""
+    name = trainer.curriculum_or_env
+    return resolve_env(f"mettagrid:{name}" if name.startswith("/") else name, **trainer.env_overrides)
 
 
 def _factory_and_curriculum(

@@ -1,0 +1,92 @@
+"""The Ray shells around the plain classes. What they need is imported where they run, so the coordinator, which only
+creates them and passes references between them, loads neither torch nor an engine.
+
+Concurrency groups keep apart what must answer while something else runs: ``control`` for life signs, and in a
+learner ``staging`` for the next batch and ``saving`` for checkpoints. Everything else runs one call at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+
+class RolloutWorkerActor:
+    def __init__(self, identity: Any, *args: Any) -> None:
+        from metta_ray.service.rollout_worker import RolloutWorker
+
+        self._worker = RolloutWorker(identity, *args)
+
+    def __repr__(self) -> str:
+        return repr(self._worker)
+
+    def collect(self, ticket: Any) -> Any:
+        return self._worker.collect(ticket)
+
+    def snapshot(self) -> Any:
+        return self._worker.snapshot()
+
+    def close(self) -> None:
+        self._worker.close()
+
+    @ray.method(concurrency_group="control")
+    def describe(self) -> Any:
+        return self._worker.describe()
+
+
+class LearnerActor:
+    def __init__(self, identity: Any, *args: Any) -> None:
+        from metta_ray.service.learner import Learner
+
+        self._learner = Learner(identity, *args)
+
+    def __repr__(self) -> str:
+        return repr(self._learner)
+
+    def begin(self, checkpoint_dir: str | None) -> Any:
+        return self._learner.begin(checkpoint_dir)
+
+    def open_store(self) -> Any:
+        return self._learner.open_store()
+
+    def join(self, *args: Any) -> Any:
+        return self._learner.join(*args)
+
+    def train(self, order: Any) -> Any:
+        return self._learner.train(order)
+
+    def last_update(self) -> Any:
+        return self._learner.last_update()
+
+    def close(self) -> None:
+        self._learner.close()
+
+    @ray.method(concurrency_group="staging")
+    def stage(self, *args: Any) -> Any:
+        return self._learner.stage(*args)
+
+    @ray.method(concurrency_group="saving")
+    def save(self, *args: Any) -> Any:
+        return self._learner.save(*args)
+
+    @ray.method(concurrency_group="control")
+    def describe(self) -> Any:
+        return self._learner.describe()
+
+
+class EvaluatorActor:
+    def __init__(self, identity: Any, *args: Any) -> None:
+        from metta_ray.service.evaluator import Evaluator
+
+        self._evaluator = Evaluator(identity, *args)
+
+    def __repr__(self) -> str:
+        return repr(self._evaluator)
+
+    def evaluate(self, policy_uri: str) -> Any:
+        return self._evaluator.evaluate(policy_uri)
+
+    @ray.method(concurrency_group="control")
+    def describe(self) -> Any:
+        return self._evaluator.describe()
