@@ -1,4 +1,5 @@
 import resource
+import socket
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -312,7 +313,7 @@ def test_a_failure_after_the_rename_goes_on_in_the_new_file(path: Path):
 
 def test_what_a_dead_compaction_left_is_removed_at_the_next_start(path: Path):
     written(path)
-    left = path.parent / f".journal.tmp-{__import__('socket').gethostname()}-999999999-abcd1234-00000000"
+    left = path.parent / f".journal.tmp-{socket.gethostname()}-999999999-abcd1234-00000000"
     left.write_bytes(b"half")
 
     reopened(path)
