@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from metta_ray.state.records import EventRecord, RunRecord
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 10.0
+RETRY_S = 0.01
 
 _SCHEMA = """
 CREATE TABLE runs (
@@ -39,6 +41,7 @@ class SqliteStore:
 
     def __init__(self, path: Path | str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self.path = Path(path)
+        self._busy_timeout_s = busy_timeout_s
         self._lock = threading.Lock()  # one transaction of this connection at a time
         with self._errors_named():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +97,7 @@ class SqliteStore:
 
     def _prepare(self) -> None:
         with self._errors_named():
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._turn_on_write_ahead_log(deadline=time.monotonic() + self._busy_timeout_s)
             self._db.execute("PRAGMA synchronous = NORMAL")
         with self._transaction() as db:  # a writer's: of two processes that open a new file, one creates the tables
             version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -108,6 +111,17 @@ class SqliteStore:
                     f"{self.path} has schema version {version}, this metta_ray knows {SCHEMA_VERSION}; "
                     "use the version that wrote it, or another file"
                 )
+
+    def _turn_on_write_ahead_log(self, deadline: float) -> None:
+        # Of two processes that open a new file, SQLite refuses one at once, whatever the busy timeout says.
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(RETRY_S)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

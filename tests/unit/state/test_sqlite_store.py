@@ -174,6 +174,27 @@ def test_threads_may_share_a_store(store: SqliteStore):
     assert len(store.events("a", limit=1000)) == len(store.list_runs()) == 100
 
 
+def test_many_may_create_one_file_at_the_same_moment(tmp_path: Path):
+    errors: list[StateStoreError] = []
+    for attempt in range(10):
+        start = threading.Barrier(6)
+
+        def create(path: Path = tmp_path / f"{attempt}.sqlite", start: threading.Barrier = start) -> None:
+            start.wait()
+            try:
+                SqliteStore(path).close()
+            except StateStoreError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=create) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert errors == []
+
+
 WRITER = """
 import sys
 from metta_ray.state.records import EventRecord
