@@ -13,6 +13,10 @@
     ├── JournalError (RuntimeError)     the journal of a run is damaged, or cannot be written
     ├── StateStoreError (RuntimeError)  the store of run records is damaged, busy, or of another version
     ├── LedgerError (RuntimeError)      an event that cannot have happened to the tickets of this run
+    ├── RunUnknownError (LookupError)   no run of that name, neither in the store nor in the cluster
+    ├── RunUnreachableError (ConnectionError) the run's cluster or coordinator does not answer
+    ├── RunFailed (RuntimeError)        a run of the service cannot go on
+    │   └── LearnersLost                no learner and no committed state is left; a checkpoint may help
     └── TrainingDiverged (RuntimeError) several updates in a row were not finite
 
 Every message names the thing, its value and the remedy.
@@ -69,6 +73,22 @@ class StateStoreError(MettaRayError, RuntimeError):
 
 class LedgerError(MettaRayError, RuntimeError):
     """An event that cannot have happened to the tickets of this run."""
+
+
+class RunUnknownError(MettaRayError, LookupError):
+    """No run of that name."""
+
+
+class RunUnreachableError(MettaRayError, ConnectionError):
+    """A run's cluster or coordinator does not answer."""
+
+
+class RunFailed(MettaRayError, RuntimeError):  # noqa: N818 - reads as the fact it states
+    """A run of the service cannot go on."""
+
+
+class LearnersLost(RunFailed):
+    """No learner and no committed state is left."""
 
 
 class TrainingDiverged(MettaRayError, RuntimeError):  # noqa: N818 - reads as the fact it states

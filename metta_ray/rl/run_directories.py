@@ -52,8 +52,8 @@ def setup_run_directories(
     directory's or a base directory that cannot be written.
     """
     base = _base_directory(data_dir)
-    name = run_name or os.environ.get("METTA_RUN") or _name_from_time(base)
-    _check_name(name)
+    name = run_name or os.environ.get("METTA_RUN") or name_from_time(base)
+    check_run_name(name)
     run_dir = base / name
     dirs = RunDirectories(
         run_dir=str(run_dir),
@@ -78,7 +78,7 @@ def set_run_aside(run_name: str, data_dir: str | os.PathLike[str] | None = None)
     Returns where it lies now, or None if there was none. RunDirectoryInUse if a live process writes to it.
     """
     base = _base_directory(data_dir)
-    _check_name(run_name)
+    check_run_name(run_name)
     if not (base / run_name).exists():
         return None
     lock = fs.RunLock.acquire(base / run_name)
@@ -149,7 +149,8 @@ def _base_directory(data_dir: str | os.PathLike[str] | None) -> Path:
     return Path(data_dir or os.environ.get("DATA_DIR") or "./train_dir").expanduser().absolute()
 
 
-def _name_from_time(base: Path) -> str:
+def name_from_time(base: Path) -> str:
+    """A name for a run that was given none, not yet used in ``base``; the same in all processes of torchrun."""
     if process_count() == 1:
         name = _time_name(time.time())
         return _first_free(base, name)
@@ -172,7 +173,8 @@ def _first_free(base: Path, name: str) -> str:
     return candidate
 
 
-def _check_name(name: str) -> None:
+def check_run_name(name: str) -> None:
+    """ConfigError for a name that cannot be a directory's."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*", name) or len(name) > 200:
         raise ConfigError(
             f"run_name={name!r} cannot name a directory; use letters, digits and _ . + = - "

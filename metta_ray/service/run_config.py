@@ -20,6 +20,7 @@ from metta_ray.common.errors import ConfigError
 from metta_ray.common.util.typed_config import StrictModel, apply_overrides, validated
 from metta_ray.control.failure import Budget, Cause
 from metta_ray.rl.presets import DEFAULT_PRESET, PRESETS, environment_settings, preset_for, preset_settings
+from metta_ray.rl.run_directories import check_run_name
 from metta_ray.rl.trainer_config import TrainerConfig
 
 # ``--seed 3`` for ``--trainer.seed 3``. Not num_workers: here it could mean two things.
@@ -314,11 +315,15 @@ class RunConfig(StrictModel):
 def located(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
     """The configuration with what it leaves to the environment variables filled in: run and data_dir.
 
-    ConfigError for a data_dir inside a job's working directory, which is a copy that Ray removes.
+    ConfigError for a name that cannot be a directory's, and for a data_dir inside a job's working directory, which
+    is a copy that Ray removes.
     """
+    run = config.run or environ.get("METTA_RUN") or None
+    if run is not None:
+        check_run_name(run)
     return config.model_copy(
         update={
-            "run": config.run or environ.get("METTA_RUN") or None,
+            "run": run,
             "data_dir": str(data_directory(config.data_dir, environ)),
         }
     )

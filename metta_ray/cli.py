@@ -1,0 +1,444 @@
+"""The command ``metta-ray``: parse, call, print. What takes time to load is loaded inside of the command that needs it.
+
+Exit codes: 0 done, 2 bad input, 3 failed with a cause, 130 interrupted (a training: after a clean checkpoint).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metta_ray.control.run_state import RunState
+    from metta_ray.jobs.client import Jobs
+    from metta_ray.service.connection import Where
+    from metta_ray.service.run_config import RunConfig
+    from metta_ray.service.run_handle import RunHandle
+    from metta_ray.state.records import RunRecord
+
+DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
+FLAGS = ("new", "detach", "dry_run")
+WATCH_INTERVAL_S = 2.0
+SETTINGS_HELP = """\
+Every setting has a dotted name: --trainer.ppo.clip-coef 0.2, --rollout.num-workers 4, --pacing.target-staleness 0.
+FILE is YAML with the same names; it changes a preset (--preset), and words of the command line change it.
+Short: --env, --workers 8 or 2:16, --seed, --total-timesteps, --data-dir. --dry-run prints all settings and ends.
+Examples: deploy/runs/*.yaml."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `metta-ray runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _run(words: list[str]) -> int:
+    from metta_ray.common.errors import ConfigError, MettaRayError, RunUnknownError
+
+    try:
+        command = _settings_command(words) if _has_settings(words) else _parsed_command(words)
+        return command()
+    except (ConfigError, RunUnknownError) as error:
+        return _refuse(error, BAD_INPUT)
+    except MettaRayError as error:
+        return _refuse(error, FAILED)
+
+
+def _refuse(error: Exception, code: int) -> int:
+    print("error: " + "; ".join(str(error).splitlines()), file=sys.stderr)
+    return code
+
+
+# --- words -------------------------------------------------------------------------------------------------
+
+
+def _has_settings(words: Sequence[str]) -> bool:
+    """train and submit take any setting, which argparse cannot know."""
+    return bool(words) and words[0] in ("train", "submit") and not {"-h", "--help"} & set(words)
+
+
+def _settings_command(words: list[str]) -> Callable[[], int]:
+    from metta_ray.common.errors import ConfigError
+    from metta_ray.common.util.option_words import split_words
+    from metta_ray.service.run_config import SHORT_OPTIONS
+
+    files, overrides = split_words(words[1:], SHORT_OPTIONS, FLAGS)
+    if len(files) > 1:
+        raise ConfigError(f"{files[1]!r} is one file too many; options look like --trainer.ppo.clip-coef 0.2")
+    file = files[0] if files else None
+    is_dry = overrides.pop("dry_run", "false") == "true"
+    command = train if words[0] == "train" else submit
+    return lambda: command(file, overrides, is_dry=is_dry)
+
+
+def _parsed_command(words: list[str]) -> Callable[[], int]:
+    if words and words[0] == "bench":
+        return lambda: bench(words[1:])
+    options = build_parser().parse_args(words)
+    command: Callable[[argparse.Namespace], int] = options.command
+    return lambda: command(options)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="metta-ray", description="Train policies on Ray, and look after the runs.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    for name, text in (("train", "train here, or on the cluster of --address"), ("submit", "train as a Ray job")):
+        command = commands.add_parser(
+            name, help=text, epilog=SETTINGS_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.add_argument("file", nargs="?", metavar="FILE", help="run configuration, YAML")
+        command.add_argument("--run", metavar="NAME", help="name of the run; an existing one is continued")
+        command.add_argument("--new", action="store_true", help="set an existing run of that name aside")
+        command.add_argument("--detach", action="store_true", help="the run goes on when this process ends")
+        command.add_argument(
+            "--address", metavar="A", help="cluster; otherwise RAY_ADDRESS, otherwise a Ray of its own"
+        )
+        command.add_argument("--dry-run", action="store_true", help="print all settings and end")
+
+    def of_run(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.add_argument("run", metavar="RUN", help="name of the run")
+        _add_places(added)
+        added.set_defaults(command=command)
+        return added
+
+    one = of_run("status", status, "how a run goes, its workers, learners and ledger")
+    one.add_argument("--json", action="store_true", help="for programs")
+    one.add_argument("--watch", action="store_true", help=f"again every {WATCH_INTERVAL_S:g} s, until it ends")
+    of_run("attach", attach, "watch a run until it ends; Ctrl-C leaves it running")
+    one = of_run("logs", logs, "the log of a run")
+    one.add_argument("--follow", action="store_true", help="until the run ends")
+    one = of_run("scale", scale, "change the number of rollout workers")
+    one.add_argument("--workers", required=True, metavar="N|MIN:MAX", help="8, or 2:16 for an automatic number")
+    of_run("pause", _simple("pause"), "collect no more until unpause")
+    of_run("unpause", _simple("unpause"), "go on after pause")
+    of_run("checkpoint", _simple("checkpoint"), "save everything that is needed to resume, now")
+    one = of_run("set", set_value, "change a setting of a live run; it is kept when the run is resumed")
+    one.add_argument("name", metavar="KEY", help="e.g. trainer.optimizer.learning_rate")
+    one.add_argument("value", metavar="VALUE")
+    one = of_run("stop", stop, "drain, save and end a run")
+    one.add_argument("--force", action="store_true", help="kill what is left of a run whose coordinator is gone")
+    one = of_run("audit", audit, "check from the journal that every agent step is accounted for")
+    one.add_argument("--json", action="store_true", help="for programs")
+
+    listing = commands.add_parser("runs", help="all runs of the store", description="all runs of the store")
+    listing.add_argument("--json", action="store_true", help="for programs")
+    _add_places(listing)
+    listing.set_defaults(command=runs)
+    commands.add_parser("bench", help="benchmarks: metta-ray bench --help", add_help=False)
+    return parser
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", metavar="DIR", help="where runs are kept; default $DATA_DIR or ./train_dir")
+    parser.add_argument("--state-url", metavar="URL", help="store of runs; default runs.sqlite in the data directory")
+    parser.add_argument("--address", metavar="HOST:PORT", help="cluster to look in; default RAY_ADDRESS")
+
+
+# --- commands that start a run -----------------------------------------------------------------------------
+
+
+def train(file: str | None, overrides: dict[str, str], *, is_dry: bool) -> int:
+    config = _config(file, overrides)
+    if is_dry:
+        print(config.to_yaml(), end="")
+        return DONE
+
+    from metta_ray.metrics.console import training_display
+    from metta_ray.service.main import run_training
+
+    with training_display(sys.stdout) as display:
+        code: int = run_training(config, display=display)
+    return code
+
+
+def submit(file: str | None, overrides: dict[str, str], *, is_dry: bool) -> int:
+    from metta_ray.jobs.client import job_address, plan_job, travelling_data_dir
+    from metta_ray.rl.run_directories import name_from_time
+
+    address = overrides.pop("cluster.address", None)
+    config = _config(file, overrides)
+    address = address or config.cluster.address
+    if not is_dry:
+        address = job_address(address, os.environ)
+    usual = str(config.data_dir)
+    config = config.model_copy(update={"run": config.run or name_from_time(Path(usual))})
+    data_dir = travelling_data_dir(usual, is_given=_names_data_dir(file, overrides), address=address)
+    plan = plan_job(file, overrides | ({"data_dir": data_dir} if data_dir else {}), config)
+    if is_dry:
+        print(config.to_yaml(), end="")
+        print(f"# job {plan.submission_id}\n# entry command: {plan.entrypoint}")
+        return DONE
+
+    from metta_ray.jobs.client import Jobs
+    from metta_ray.service.connection import Where, put_record
+
+    jobs = Jobs.at(str(address))
+    job = jobs.submit(plan)
+    where = Where.of(config.data_dir, config.state.url, None, {})
+    put_record(where, _record_of_job(config, job, jobs))
+    print(f"job {job} trains run {config.run} on {jobs.address}")
+    print(f"follow: metta-ray logs {config.run} --follow{_data_dir_words(config)}")
+    print(f"status: metta-ray status {config.run}{_data_dir_words(config)}")
+    print(f"stop:   metta-ray stop {config.run}{_data_dir_words(config)}")
+    return DONE
+
+
+def bench(words: list[str]) -> int:
+    from metta_ray.bench.__main__ import main as run_benchmark
+
+    return run_benchmark(words)
+
+
+def _config(file: str | None, overrides: dict[str, str]) -> RunConfig:
+    from metta_ray.service.run_config import load_run_config, located
+
+    return located(load_run_config(file, overrides), os.environ)
+
+
+# --- commands about a run ----------------------------------------------------------------------------------
+
+
+def status(options: argparse.Namespace) -> int:
+    while True:
+        answer = _status(options)
+        if options.watch and sys.stdout.isatty():
+            print("\x1b[H\x1b[J", end="")
+        _print_status(answer, options.json)
+        if not options.watch or _is_final(answer["state"]):
+            return DONE
+        time.sleep(WATCH_INTERVAL_S)
+        if not options.json and not sys.stdout.isatty():
+            print()
+
+
+def attach(options: argparse.Namespace) -> int:
+    from metta_ray.common.errors import RunUnreachableError
+    from metta_ray.metrics.console import training_display
+    from metta_ray.service.connection import recorded
+    from metta_ray.service.following import EXIT_CODES, follow
+
+    where = _where(options)
+    try:
+        with _handle(options) as handle, training_display(sys.stdout) as display:
+            return follow(handle, display)
+    except KeyboardInterrupt:
+        print(f"run {options.run} goes on; to end it: metta-ray stop {options.run}", file=sys.stderr)
+        return INTERRUPTED
+    except RunUnreachableError:
+        record = recorded(where, options.run)
+        if record is None or not _is_final(record.state):
+            raise
+        print(f"run {record.name}: {record.state}" + (f", {record.message}" if record.message else ""))
+        return EXIT_CODES[_run_state(record.state)]
+
+
+def logs(options: argparse.Namespace) -> int:
+    from metta_ray.service.connection import find_run
+    from metta_ray.service.run_log import log_pieces
+
+    record = find_run(_where(options), options.run)
+    if record.job_id and record.dashboard_url:
+        from metta_ray.jobs.client import Jobs
+
+        jobs = Jobs.at(record.dashboard_url)
+        pieces: Iterable[str] = jobs.follow_logs(record.job_id) if options.follow else [jobs.logs(record.job_id)]
+    else:
+        has_ended = lambda: _is_final(find_run(_where(options), options.run).state)  # noqa: E731
+        pieces = log_pieces(record.run_dir, has_ended if options.follow else None)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    return DONE
+
+
+def scale(options: argparse.Namespace) -> int:
+    from metta_ray.service.run_config import parse_workers
+
+    parse_workers(options.workers)  # refused here before a connection is made
+    with _handle(options) as handle:
+        return _say(handle.scale(options.workers))
+
+
+def set_value(options: argparse.Namespace) -> int:
+    name = options.name.lstrip("-").replace("-", "_")
+    with _handle(options) as handle:
+        return _say(handle.set(name, options.value))
+
+
+def stop(options: argparse.Namespace) -> int:
+    from metta_ray.service.stopping import force_stop, stop_run
+
+    if not options.force:
+        return _say(stop_run(_where(options), options.run))
+    answer = force_stop(_where(options), options.run)
+    _stop_job(options)
+    return _say(answer)
+
+
+def runs(options: argparse.Namespace) -> int:
+    from metta_ray.metrics.run_tables import print_runs
+    from metta_ray.service.connection import records
+
+    known = [record.to_json() for record in records(_where(options))]
+    if options.json:
+        print(json.dumps(known))
+    elif known:
+        print_runs(known, time.time(), sys.stdout)
+    else:
+        print(f"no runs in {_where(options).store_url}")
+    return DONE
+
+
+def audit(options: argparse.Namespace) -> int:
+    from metta_ray.metrics.run_tables import print_ledger, print_worker_totals
+    from metta_ray.service.audit import audit_run
+    from metta_ray.service.connection import find_run
+
+    result = audit_run(find_run(_where(options), options.run).run_dir)
+    if options.json:
+        print(json.dumps({**result.totals, "workers": result.workers, "fault": result.fault}))
+    else:
+        print_ledger(result.totals, sys.stdout)
+        print()
+        print_worker_totals(result.workers, sys.stdout)
+    if not result.is_balanced:
+        reason = result.fault or f"{result.totals['imbalance']:,} agent steps are unaccounted for"
+        print(f"error: the ledger of run {options.run} does not balance: {reason}", file=sys.stderr)
+        return FAILED
+    if not options.json:
+        print(
+            f"\nbalanced: {result.totals['issued']:,} agent steps issued, each accounted for ({result.events:,} events)"
+        )
+    return DONE
+
+
+def _simple(method: str) -> Callable[[argparse.Namespace], int]:
+    """A command that is one call without arguments."""
+
+    def command(options: argparse.Namespace) -> int:
+        with _handle(options) as handle:
+            return _say(getattr(handle, method)())
+
+    return command
+
+
+# --- parts -------------------------------------------------------------------------------------------------
+
+
+def _where(options: argparse.Namespace) -> Where:
+    from metta_ray.service.connection import Where
+
+    return Where.of(options.data_dir, options.state_url, options.address, os.environ)
+
+
+@contextmanager
+def _handle(options: argparse.Namespace) -> Iterator[RunHandle]:
+    from metta_ray.service.connection import connected
+
+    with connected(_where(options), options.run) as handle:
+        yield handle
+
+
+def _status(options: argparse.Namespace) -> dict[str, Any]:
+    """A live run answers for itself; of one that has ended the record is all there is."""
+    from metta_ray.service.connection import record_as_status, recorded
+
+    record = recorded(_where(options), options.run)
+    if record is not None and _is_final(record.state):
+        return record_as_status(record)
+    with _handle(options) as handle:
+        return handle.status()
+
+
+def _print_status(answer: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer), flush=True)
+        return
+    from metta_ray.metrics.run_tables import print_status
+
+    print_status(answer, sys.stdout)
+
+
+def _say(answer: dict[str, Any]) -> int:
+    """What a command came to: its message, as an error where it was refused."""
+    if answer.get("ok", True):
+        print(answer.get("message") or "done")
+        return DONE
+    print(f"error: {answer.get('message') or 'refused'}", file=sys.stderr)
+    return FAILED
+
+
+def _stop_job(options: argparse.Namespace) -> None:
+    """A job whose coordinator was killed would start it again."""
+    from metta_ray.common.errors import RunUnreachableError
+    from metta_ray.jobs.client import Jobs
+    from metta_ray.service.connection import recorded
+
+    record = recorded(_where(options), options.run)
+    if record is None or not record.job_id or not record.dashboard_url:
+        return
+    try:
+        Jobs.at(record.dashboard_url).stop(record.job_id)
+    except RunUnreachableError as error:
+        print(f"warning: job {record.job_id} could not be stopped: {error}", file=sys.stderr)
+
+
+def _run_state(value: str) -> RunState:
+    from metta_ray.control.run_state import RunState
+
+    return RunState(value)
+
+
+def _is_final(state: str) -> bool:
+    return _run_state(state).is_final
+
+
+def _names_data_dir(file: str | None, overrides: dict[str, str]) -> bool:
+    from metta_ray.service.run_config import load_run_config
+
+    return load_run_config(file, overrides).data_dir is not None or "DATA_DIR" in os.environ
+
+
+def _data_dir_words(config: RunConfig) -> str:
+    """Words that the other commands need to find a run that is not kept in the usual place."""
+    from metta_ray.service.run_config import data_directory
+
+    usual = str(data_directory(None, os.environ))
+    return "" if config.data_dir == usual else f" --data-dir {config.data_dir}"
+
+
+def _record_of_job(config: RunConfig, job: str, jobs: Jobs) -> RunRecord:
+    from metta_ray.service.identity import namespace_of
+    from metta_ray.state.records import RunRecord
+
+    assert config.run is not None
+    now = time.time()
+    return RunRecord(
+        name=config.run,
+        run_dir=f"{config.data_dir}/{config.run}",
+        state="starting",
+        generation=0,
+        started=now,
+        updated=now,
+        ray_address=None if "://" in jobs.address else jobs.address,
+        dashboard_url=jobs.dashboard_url,
+        namespace=namespace_of(config.run),
+        job_id=job,
+        total_timesteps=config.trainer.total_timesteps,
+        message="submitted",
+        config=config.record(),
+    )

@@ -1,0 +1,36 @@
+"""Watches a run until it ends, as ``train`` and ``attach`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from metta_ray.control.run_state import RunState
+from metta_ray.metrics.console import Display
+from metta_ray.service.run_handle import RunHandle
+
+EXIT_CODES = {RunState.DONE: 0, RunState.FAILED: 3, RunState.STOPPED: 130}
+
+
+def follow(handle: RunHandle, display: Display, *, beat: Callable[[], None] = lambda: None) -> int:
+    """Shows progress until the run has ended, and returns the exit code that says how.
+
+    beat: called between two answers, at least every few seconds; what it raises ends the watching.
+    """
+    seen = -1
+    while True:
+        answer = handle.progress(seen)
+        for line in answer["lines"]:
+            seen = max(seen, line["number"])
+            show(line, display)
+        state = RunState(answer["state"])
+        if state.is_final:
+            return EXIT_CODES[state]
+        beat()
+
+
+def show(line: dict[str, object], display: Display) -> None:
+    """Lines of an epoch are progress; all others are notes that stay."""
+    if line.get("epoch") is not None and line.get("agent_step") is not None:
+        display.show(line)
+    elif line.get("text"):
+        display.note(str(line["text"]))
