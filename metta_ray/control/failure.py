@@ -32,7 +32,10 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True)
 class Budget:
-    """Failures of one cause that are replaced within ``window_s``: by slot, and in the whole run. None: any number."""
+    """Failures of one cause that are replaced within ``window_s``: by slot, and in the whole run. None: any number.
+
+    ``Budget(backoff_s=0)`` is that of preemptions and drains: nobody is to blame, so no limit and no delay.
+    """
 
     slot_limit: int | None = None
     run_limit: int | None = None
@@ -40,10 +43,6 @@ class Budget:
     backoff_s: float = 1.0
     """Delay after the second failure of a slot; doubled with each further one. 0: never a delay."""
     max_backoff_s: float = 60.0
-
-
-UNLIMITED = Budget(backoff_s=0.0)
-"""For preemptions and drains: nobody is to blame, so there is no limit and no delay."""
 
 
 @dataclass(frozen=True)

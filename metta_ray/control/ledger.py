@@ -199,6 +199,10 @@ class Ledger:
         """None for a ticket that is closed or was never issued."""
         return self._open[ticket].state if ticket in self._open else None
 
+    def worker_of(self, ticket: int) -> int:
+        """Who an open ticket was issued to. LedgerError for one that is not open."""
+        return self._ticket(ticket).worker
+
     def tickets_by_worker(self, stream: int) -> list[int]:
         """Tickets in flight at a worker: what is lost when it dies. What it delivered outlives it."""
         return [

@@ -14,6 +14,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -36,6 +37,8 @@ class Journal:
         """Bytes of a damaged tail that opening removed; 0 after a clean end."""
         self._descriptor: int | None = descriptor
         self._size = os.fstat(descriptor).st_size
+        self._is_torn = False
+        self._is_closed = False
 
     @classmethod
     def open(cls, path: Path | str) -> tuple[Self, list[Record]]:
@@ -47,12 +50,12 @@ class Journal:
         try:
             fs.make_directories(path.parent)
             fs.remove_stale_temporaries(path.parent)  # of a compaction that died
-            descriptor = _open_for_append(path)
-            fs.sync_directory(path.parent)
-            content = _parse(path.read_bytes(), path)
+            content = _parse(path.read_bytes() if path.exists() else b"", path)
             if content.tail_bytes:
-                os.ftruncate(descriptor, content.good_bytes)
-                os.fsync(descriptor)
+                os.truncate(path, content.good_bytes)
+            descriptor = _open_for_append(path)
+            os.fsync(descriptor)
+            fs.sync_directory(path.parent)
         except OSError as error:
             raise JournalError(f"journal {path} cannot be opened: {error}") from error
         return cls(path, descriptor, content.tail_bytes), content.records
@@ -70,11 +73,14 @@ class Journal:
         line = _encode(record)
         descriptor = self._writable()
         try:
+            self._mend()
             _write_all(descriptor, line)
             if sync:
                 os.fsync(descriptor)
         except OSError as error:
-            self._cut_back()
+            self._is_torn = True
+            with suppress(OSError):  # where even that fails, the next append tries it first
+                self._mend()
             raise JournalError(f"journal {self.path} cannot be written: {error}; free space and try again") from error
         self._size += len(line)
 
@@ -90,13 +96,12 @@ class Journal:
         except OSError as error:
             raise JournalError(f"journal {self.path} cannot be compacted: {error}") from error
         finally:
-            self._reopen()  # after a failure too: it may have come after the rename
+            self._follow_the_name()
 
     def close(self) -> None:
         """Safe to call twice."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._is_closed = True
+        self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -105,24 +110,39 @@ class Journal:
         self.close()
 
     def _writable(self) -> int:
-        if self._descriptor is None:
-            raise JournalError(f"journal {self.path} is closed; open it again to find its last whole record")
-        return self._descriptor
+        if self._is_closed:
+            raise JournalError(f"journal {self.path} is closed; open it again")
+        return self._reopen() if self._descriptor is None else self._descriptor
 
-    def _cut_back(self) -> None:
-        """Removes the part of a record that was written. Where even that fails, nothing is appended behind it."""
-        try:
+    def _mend(self) -> None:
+        """Removes what was written of a record that did not fit: nothing may be appended behind it."""
+        if self._is_torn:
             os.ftruncate(self._writable(), self._size)
-        except OSError:
-            self.close()
+            self._is_torn = False
 
-    def _reopen(self) -> None:
-        self.close()
+    def _follow_the_name(self) -> None:
+        """Goes on in the file that has the journal's name now: a compaction may fail before or after its rename."""
+        try:
+            is_ours = os.path.samestat(os.fstat(self._writable()), os.stat(self.path))
+        except OSError as error:
+            raise JournalError(f"journal {self.path} cannot be found any more: {error}") from error
+        if not is_ours:
+            self._reopen()
+
+    def _reopen(self) -> int:
+        self._let_go()
         try:
             self._descriptor = _open_for_append(self.path)
-            self._size = os.fstat(self._descriptor).st_size
         except OSError as error:
             raise JournalError(f"journal {self.path} cannot be opened: {error}") from error
+        self._size = os.fstat(self._descriptor).st_size
+        self._is_torn = False
+        return self._descriptor
+
+    def _let_go(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def read_records(path: Path | str) -> list[Record]:

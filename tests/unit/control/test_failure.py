@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from metta_ray.control.failure import UNLIMITED, Budget, Cause, Decision, GiveUp, Raise, Replace, backoff, decide
+from metta_ray.control.failure import Budget, Cause, Decision, GiveUp, Raise, Replace, backoff, decide
 
 BUDGET = Budget(slot_limit=3, run_limit=6, window_s=100.0, backoff_s=1.0, max_backoff_s=10.0)
+UNLIMITED = Budget(backoff_s=0.0)
 
 
 def decided(history: tuple[float, ...] = (), run_history: tuple[float, ...] = (), **changes: Any) -> Decision:

@@ -220,7 +220,9 @@ def test_a_full_disk_is_named_and_leaves_whole_records(path: Path, room: int):
     assert read_records(path) == [{"n": 1}, {"n": 3}]
 
 
-def test_where_the_torn_record_cannot_be_removed_nothing_is_appended_behind_it(path: Path, monkeypatch):
+def test_a_torn_record_that_cannot_be_removed_at_once_is_removed_before_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
     written(path, [{"n": 1}])
     journal, _ = Journal.open(path)
 
@@ -230,11 +232,63 @@ def test_where_the_torn_record_cannot_be_removed_nothing_is_appended_behind_it(p
     monkeypatch.setattr("os.ftruncate", cannot)
     with disk_of(path.stat().st_size + 5), pytest.raises(JournalError, match="cannot be written"):
         journal.append({"n": 2})
+    with pytest.raises(JournalError, match="input/output error"):
+        journal.append({"n": 3})
+    assert path.stat().st_size == journal.size_bytes + 5
     monkeypatch.undo()
 
-    with pytest.raises(JournalError, match="open it again"):
-        journal.append({"n": 3})
-    assert reopened(path) == (5, [{"n": 1}])
+    journal.append({"n": 4})
+    assert read_records(path) == [{"n": 1}, {"n": 4}]
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_compaction_of_a_torn_journal_is_whole_whether_it_succeeds_or_not(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool
+):
+    written(path, [{"n": 1}])
+    journal, _ = Journal.open(path)
+
+    def cannot(*_: object) -> None:
+        raise OSError("input/output error")
+
+    monkeypatch.setattr("os.ftruncate", cannot)
+    with disk_of(path.stat().st_size + 5), pytest.raises(JournalError):
+        journal.append({"n": 2})
+    monkeypatch.undo()
+
+    if is_full:
+        with disk_of(10), pytest.raises(JournalError, match="cannot be compacted"):
+            journal.compact({"version": 3})
+    else:
+        journal.compact({"version": 3})
+    journal.append({"n": 4})
+
+    assert read_records(path) == [{"n": 1} if is_full else {"version": 3, "kind": "snapshot"}, {"n": 4}]
+    assert journal.size_bytes == path.stat().st_size
+
+
+def test_a_journal_that_somebody_removed_is_an_error_when_it_is_compacted(path: Path):
+    journal, _ = Journal.open(path)
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.write_text("no directory any more")
+
+    with pytest.raises(JournalError, match=str(path)):
+        journal.compact({})
+
+
+def test_a_record_that_could_not_be_synced_is_not_there(path: Path, monkeypatch: pytest.MonkeyPatch):
+    journal, _ = Journal.open(path)
+    journal.append({"n": 1})
+
+    def cannot(*_: object) -> None:
+        raise OSError("input/output error")
+
+    monkeypatch.setattr("os.fsync", cannot)
+    with pytest.raises(JournalError, match="cannot be written"):
+        journal.append({"n": 2}, sync=True)
+
+    assert read_records(path) == [{"n": 1}]
 
 
 def test_a_full_disk_while_compacting_leaves_the_old_journal_in_use(path: Path):
@@ -308,6 +362,25 @@ def test_a_failure_after_the_rename_goes_on_in_the_new_file(path: Path):
     fs.io_hook = None
     journal.append({"n": 2})
 
+    assert read_records(path) == [{"version": 3, "kind": "snapshot"}, {"n": 2}]
+
+
+def test_a_journal_that_could_not_be_opened_after_a_compaction_is_opened_by_the_next_append(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    journal, _ = Journal.open(path)
+
+    def cannot(_: Path) -> int:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr("metta_ray.state.journal._open_for_append", cannot)
+    with pytest.raises(JournalError, match="too many open files"):
+        journal.compact({"version": 3})
+    with pytest.raises(JournalError, match="too many open files"):
+        journal.append({"n": 1})
+    monkeypatch.undo()
+
+    journal.append({"n": 2})
     assert read_records(path) == [{"version": 3, "kind": "snapshot"}, {"n": 2}]
 
 
