@@ -24,6 +24,9 @@ def follow(handle: RunHandle, display: Display, *, beat: Callable[[], None] = la
             show(line, display)
         state = RunState(answer["state"])
         if state.is_final:
+            message = (answer.get("result") or {}).get("message")
+            if message:
+                display.note(str(message))
             return EXIT_CODES[state]
         beat()
 

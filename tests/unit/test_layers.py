@@ -27,6 +27,7 @@ LAYERS = (
     {"service"},
     {"jobs", "bench", "report"},
     {"cli"},
+    {"__main__"},
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 LIBRARY = ("common", "envs", "mettagrid", "agent", "rl", "sim", "eval", "api")
@@ -222,7 +223,11 @@ def test_importing_the_library_loads_no_service_and_no_engine():
         "metta_ray.mettagrid.curriculum.learning_progress",
         "metta_ray.envs.registry",
         "metta_ray.sim.simulation_config",
+        "metta_ray.cli",
         "metta_ray.service.run_config",
+        "metta_ray.service.connection",
+        "metta_ray.jobs.client",
+        "metta_ray.metrics.console",
         "metta_ray.service.sizes",
         "metta_ray.common.util.typed_config",
         "metta_ray.common.profiling.stopwatch",
