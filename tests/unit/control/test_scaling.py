@@ -48,6 +48,12 @@ def test_busy_workers_and_some_headroom_stay():
     assert decided(*[flooded(worker_waiting=0.25)] * 3).num_workers == 7  # type: ignore[union-attr]
 
 
+def test_the_most_cautious_of_the_observations_decides():
+    # 8 / (1 - 0.11) = 8.99, and 8 × (1 - 0.25) × 1.1 = 6.6
+    assert decided(starved(), starved(learner_waiting=0.11), starved()).num_workers == 9  # type: ignore[union-attr]
+    assert decided(flooded(), flooded(worker_waiting=0.25), flooded()).num_workers == 7  # type: ignore[union-attr]
+
+
 def test_nothing_changes_in_the_band_between():
     between = Observation(8, learner_waiting=0.05, worker_waiting=0.3, queue_age=0.2)
 
