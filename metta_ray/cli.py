@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from metta_ray.control.run_state import RunState
@@ -92,8 +92,17 @@ def _parsed_command(words: list[str]) -> Callable[[], int]:
     return lambda: command(options)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line, as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        from metta_ray.common.errors import ConfigError
+
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="metta-ray", description="Train policies on Ray, and look after the runs.")
+    parser = _Parser(prog="metta-ray", description="Train policies on Ray, and look after the runs.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     for name, text in (("train", "train here, or on the cluster of --address"), ("submit", "train as a Ray job")):

@@ -149,17 +149,17 @@ def test_where_comes_from_options_and_else_from_variables(tmp_path: Path):
 def test_a_run_whose_cluster_is_gone_is_told_at_once(tmp_path: Path):
     put_record(where(tmp_path), record(ray_address="127.0.0.1:1"))
 
-    with pytest.raises(RunUnreachableError, match=r"no Ray cluster answers at 127\.0\.0\.1:1.*--force"):
-        with connected(where(tmp_path), "nav-7"):
-            pass
+    said = r"no Ray cluster answers at 127\.0\.0\.1:1.*--force"
+    with pytest.raises(RunUnreachableError, match=said), connected(where(tmp_path), "nav-7"):
+        pass
 
 
 def test_a_submitted_run_that_has_not_said_where_it_is_is_waited_for(tmp_path: Path):
     put_record(where(tmp_path), record(job_id="metta-nav-7"))
 
-    with pytest.raises(RunUnreachableError, match=r"job metta-nav-7 .*wait until it runs"):
-        with connected(where(tmp_path), "nav-7"):
-            pass
+    said = r"job metta-nav-7 .*wait until it runs"
+    with pytest.raises(RunUnreachableError, match=said), connected(where(tmp_path), "nav-7"):
+        pass
 
 
 def test_a_dashboards_address_is_no_clusters():
@@ -203,8 +203,8 @@ def test_stopping_a_run_that_has_ended_says_so(tmp_path: Path):
 def test_a_run_has_ended_when_it_says_so_or_its_coordinator_is_gone():
     wait_until_ended(RunHandle("a", Coordinator({"state": "draining"}, {"state": "stopped"})), sleep=lambda _: None)
     wait_until_ended(RunHandle("a", Coordinator(RunUnreachableError("gone"))), sleep=lambda _: None)
+    endless = RunHandle("a", Coordinator(*[{"state": "draining"}] * 9))
     with pytest.raises(RunUnreachableError, match="has not ended after 1 s"):
-        endless = RunHandle("a", Coordinator(*[{"state": "draining"}] * 9))
         wait_until_ended(endless, timeout_s=1.0, sleep=lambda _: None)
 
 
