@@ -183,5 +183,5 @@ class PacedTraining(RuleBasedStateMachine):
         assert self.outstanding_steps <= (self.target + 1) * self.BATCH
 
 
-PacedTraining.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+PacedTraining.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestPacedTraining = PacedTraining.TestCase

@@ -139,5 +139,5 @@ class AnyFailures(RuleBasedStateMachine):
             assert limit is None or self.has_failed or self.within(history, self.budgets[cause]) <= limit
 
 
-AnyFailures.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+AnyFailures.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestAnyFailures = AnyFailures.TestCase

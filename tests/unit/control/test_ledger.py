@@ -346,5 +346,5 @@ class AnyRun(RuleBasedStateMachine):
         assert ledger_after(*self.events).state_dict() == self.ledger.state_dict(), "replay equals the live state"
 
 
-AnyRun.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+AnyRun.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestAnyRun = AnyRun.TestCase

@@ -205,5 +205,5 @@ class AnyObservations(RuleBasedStateMachine):
         assert all(b - a > self.limits.cool_down for a, b in pairwise(at))
 
 
-AnyObservations.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+AnyObservations.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestAnyObservations = AnyObservations.TestCase
