@@ -93,6 +93,14 @@ def test_what_a_worker_delivered_outlives_it():
 
     assert ledger.tickets_by_worker(7) == [1]
     assert ledger.open_tickets == [0, 1, 2]
+    assert [ledger.worker_of(ticket) for ticket in ledger.open_tickets] == [7, 7, 8]
+
+
+def test_a_closed_ticket_has_no_worker_any_more():
+    ledger = ledger_after(issue(0), lose(0))
+
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.worker_of(0)
 
 
 def test_queued_tickets_can_be_dropped_and_lost_too():
