@@ -12,7 +12,7 @@ from typing import Any
 from metta_ray.common.errors import ConfigError
 from metta_ray.common.profiling.stopwatch import Stopwatch
 from metta_ray.common.util import fs
-from metta_ray.rl.distributed import setup_distributed_vars
+from metta_ray.common.util.ranks import is_master
 
 PHASES = {"environment": "_rollout.env", "inference": "_rollout.inference", "training": "_train"}
 BAR_WIDTH = 20
@@ -28,7 +28,7 @@ class MetricsLog:
 
     def __init__(self, run_dir: str | Path, *, keep_until_epoch: int | None = None, tensorboard: bool = False):
         self.path = Path(run_dir) / "metrics.jsonl"
-        self._is_master, _, _ = setup_distributed_vars()
+        self._is_master = is_master()
         self._tensorboard = None
         if not self._is_master:
             return

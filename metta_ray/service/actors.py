@@ -39,7 +39,7 @@ class LearnerActor:
     def __init__(self, identity: Any, *args: Any) -> None:
         from metta_ray.service.learner import Learner
 
-        self._learner = Learner(identity, *args)
+        self._learner = Learner(identity, *args, ray.util.get_node_ip_address())
 
     def __repr__(self) -> str:
         return repr(self._learner)
@@ -56,8 +56,8 @@ class LearnerActor:
     def train(self, order: Any) -> Any:
         return self._learner.train(order)
 
-    def last_update(self) -> Any:
-        return self._learner.last_update()
+    def export(self) -> Any:
+        return self._learner.export()
 
     def close(self) -> None:
         self._learner.close()

@@ -1,11 +1,11 @@
 """Checkpoints of the service: those of the library with the coordinator's and the workers' state in place of ranks'.
 
-    checkpoints/model_0012/
-      policy.safetensors, policy.json     the policy, readable by PolicyStore
-      trainer.safetensors, trainer.json   counters and optimiser
-      coordinator.…                       ledger, curriculum, settings
-      worker3.…                           environments, recurrent state and chance of rollout worker 3
-      manifest.json                       size and SHA-256 of every file
+checkpoints/model_0012/
+  policy.safetensors, policy.json     the policy, readable by PolicyStore
+  trainer.safetensors, trainer.json   counters and optimiser
+  coordinator.…                       ledger, curriculum, settings
+  worker3.…                           environments, recurrent state and chance of rollout worker 3
+  manifest.json                       size and SHA-256 of every file
 """
 
 from __future__ import annotations

@@ -156,8 +156,10 @@ def cluster(address: str, namespace: str, auth: str | None = None) -> Iterator[N
     auth: RAY_AUTH_MODE of the cluster, used where the environment names none.
     """
     check_reachable(address)
-    if auth and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = auth
+    # Ray reads these when it is loaded. Its own lines would go between ours, and 20 tries take as many seconds.
+    os.environ.setdefault("RAY_AUTH_MODE", auth or auth_mode(os.environ))
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")
     import ray
 
     try:
@@ -190,6 +192,13 @@ def _store(where: Where) -> Iterator[StateStore]:
 def _store_exists(where: Where) -> bool:
     """A question must not create the file that it asks."""
     return not where.store_url.startswith(SQLITE) or Path(where.store_url.removeprefix(SQLITE)).exists()
+
+
+def auth_mode(environ: Mapping[str, str]) -> str:
+    """``token`` where there is one. Ray itself, joining a cluster, uses a token only where RAY_AUTH_MODE says so."""
+    files = (environ.get("RAY_AUTH_TOKEN_PATH"), Path.home() / ".ray" / "auth_token")
+    has_token = bool(environ.get("RAY_AUTH_TOKEN")) or any(file and Path(file).is_file() for file in files)
+    return environ.get("RAY_AUTH_MODE") or ("token" if has_token else "disabled")
 
 
 def unknown_run(where: Where, run: str, live: list[str] | None = None) -> RunUnknownError:

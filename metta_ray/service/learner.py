@@ -7,6 +7,7 @@ Released by:  the return of ``train``: new weights and optimiser state, which fr
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -46,8 +47,11 @@ from metta_ray.service.orders import Contents, GroupPlace, Restored, Saved, Stag
 from metta_ray.service.process_group import ProcessGroup
 from metta_ray.service.process_info import ProcessInfo
 from metta_ray.service.run_config import RunConfig
+from metta_ray.service.shared_directory import require_same_directory
 from metta_ray.service.sizes import Sizes
 from metta_ray.service.weights import load_weights, weights_of
+
+logger = logging.getLogger(__name__)
 
 FETCH_TIMEOUT_S = 60.0
 
@@ -59,8 +63,17 @@ class Learner:
     """A policy, its optimiser, and two batches of experience: one that is trained on, one that is filled."""
 
     def __init__(
-        self, identity: Identity, config: RunConfig | dict[str, Any], sizes: Sizes, spec: dict[str, Any], node_ip: str
+        self,
+        identity: Identity,
+        config: RunConfig | dict[str, Any],
+        sizes: Sizes,
+        spec: dict[str, Any],
+        run_dir: str,
+        nonce: str,
+        node_ip: str = "127.0.0.1",
     ) -> None:
+        """run_dir, nonce: this process must find in the run's directory what the coordinator wrote there."""
+        require_same_directory(run_dir, nonce)
         self.identity = identity
         self._config = RunConfig.from_mapping(config)
         self._sizes = sizes
@@ -75,6 +88,7 @@ class Learner:
         self._place = GroupPlace(group=-1, rank=0, world_size=1)
         self._generation = identity.generation
         self._version = 0
+        self._is_dirty = False
         self._settings: Mapping[str, Any] = {}
         self._last: Trained | None = None
         self._saved_agent: MettaAgent | None = None
@@ -120,6 +134,7 @@ class Learner:
         load_weights(self._agent, fetch(weights[0], FETCH_TIMEOUT_S), f"policy version {version}")
         self._load_state(fetch(state[0], FETCH_TIMEOUT_S))
         self._version = version
+        self._is_dirty = False
         self._last = None
         if self._config.trainer.compile and not getattr(self._agent, "_is_compiled", False):
             self._agent.compile(mode=self._config.trainer.compile_mode)
@@ -179,7 +194,9 @@ class Learner:
         began = time.perf_counter()
         experience = self._staged_batch(order.batch)
         ready = time.perf_counter()
+        self._is_dirty = True
         losses, metrics, hyperparameters = self._update(order, experience)
+        self._is_dirty = False
         self._version = order.version + 1
         if self._version == 1:
             self._group.set_timeout(self._config.learner.process_group_timeout_s)
@@ -201,28 +218,42 @@ class Learner:
         self._last = (result, weights, self._state()) if is_leader else (result, None, None)
         return self._last
 
-    def last_update(self) -> Trained | None:
-        """The newest finished update, for a coordinator that did not get it; waits for one that is running."""
-        return self._last
+    def export(self) -> tuple[int, UpdateResult | None, PackedArrays, NDArray[np.uint8]]:
+        """(version, the update that led there, weights, optimiser state), for a coordinator that lost them.
+
+        Waits for an update that is running. UsageError after one that failed half-way.
+        """
+        if self._is_dirty:
+            raise UsageError(f"{self} failed in the middle of update {self._version}; its weights are of no version")
+        result, weights, state = self._last or (None, None, None)
+        return self._version, result, weights or weights_of(self._agent), self._state() if state is None else state
 
     # Saving.
 
     def save(
-        self, directory: str, contents: Contents, snapshots: Mapping[int, Any], keep_last: int
+        self,
+        directory: str,
+        contents: Contents,
+        weights: Sequence[Any],
+        state: Sequence[Any],
+        snapshots: Mapping[int, Sequence[Any]],
+        keep_last: int,
     ) -> Saved:
-        """Writes a checkpoint of the last finished update, beside a training that goes on.
+        """Writes a checkpoint of a committed state, beside a training that goes on.
 
-        snapshots: worker → reference to its snapshot, in a list. Raises UsageError if another update was finished
-        meanwhile; OSError or CheckpointError where the disk refuses.
+        weights, state, snapshots (by worker): one reference each, in a list. A snapshot that does not come, since
+        its worker is gone, is left out. OSError or CheckpointError where the disk refuses.
         """
-        last = self._last
-        if last is None or last[1] is None or last[2] is None or last[0].version != contents.version:
-            raise UsageError(f"{self} holds version {last and last[0].version}, asked to save {contents.version}")
         if self._saved_agent is None:
             self._saved_agent = self._new_agent().to("cpu")
-        load_weights(self._saved_agent, last[1], f"policy version {contents.version}")
-        workers = {number: fetch(reference[0], FETCH_TIMEOUT_S) for number, reference in snapshots.items()}
-        optimizer = tree_from_bytes(last[2].tobytes())["optimizer"]
+        load_weights(self._saved_agent, fetch(weights[0], FETCH_TIMEOUT_S), f"policy version {contents.version}")
+        workers = {}
+        for number, reference in snapshots.items():
+            try:
+                workers[number] = fetch(reference[0], FETCH_TIMEOUT_S)
+            except Exception as error:
+                logger.warning("checkpoint %d is without the state of worker %d: %s", contents.version, number, error)
+        optimizer = tree_from_bytes(fetch(state[0], FETCH_TIMEOUT_S).tobytes())["optimizer"]
         return checkpoint.write(
             Path(directory), contents, self._saved_agent, optimizer, workers, self._store, keep_last
         )
@@ -346,4 +377,3 @@ class Learner:
     def _require_group(self, group: int) -> None:
         if group != self._place.group:
             raise UsageError(f"{self} is in group {self._place.group}, the order is for {group}")
-

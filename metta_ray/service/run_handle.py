@@ -59,6 +59,10 @@ class RunHandle:
         """The life sign of an attached driver."""
         return self._ask("attach", driver_id, heartbeat)
 
+    def close(self) -> Answer:
+        """The end has been seen: the coordinator need not wait for anybody."""
+        return self._ask("close")
+
     def _ask(self, method: str, *arguments: Any, timeout_s: float = ANSWER_TIMEOUT_S) -> Answer:
         answer: Answer = self._call(method, *arguments, timeout_s=timeout_s)
         return answer

@@ -1,0 +1,298 @@
+"""Starts a run, or finds it running, and stays with it: the driver. Everything that lasts lives elsewhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from metta_ray.common.errors import ConfigError, MettaRayError, RunDirectoryInUse, RunUnreachableError
+from metta_ray.control.run_state import RunState
+from metta_ray.metrics.console import Display
+from metta_ray.service.connection import check_reachable
+from metta_ray.service.following import EXIT_CODES, show
+from metta_ray.service.identity import coordinator_name, namespace_of
+from metta_ray.service.run_config import RunConfig, data_directory
+from metta_ray.service.run_handle import CoordinatorCall, RunHandle
+from metta_ray.service.sizes import Sizes, advice, resolved_sizes
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 3, 130
+HEARTBEAT_S = 1.0
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+HEAD = "node:__internal_head__"
+SPARE_CPUS = 1
+
+
+def run_training(config: RunConfig, *, display: Display) -> int:
+    """Trains until the run has ended; returns the exit code: 0 done, 2 bad input, 3 failed, 130 stopped.
+
+    Raises ConfigError and its kind before anything is started.
+    """
+    data_dir = data_directory(config.data_dir, os.environ)
+    name = config.run or _name_from_time(data_dir)
+    config = config.model_copy(update={"run": name, "data_dir": str(data_dir)})
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if config.detach and address is None:
+        raise ConfigError(
+            "detach needs a cluster that outlives this process: give --address host:port (or set RAY_ADDRESS)"
+        )
+    with ExitStack() as stack:
+        session = stack.enter_context(_ray(config, address, display))
+        interruption = stack.enter_context(Interruption())  # after Ray's start, which installs handlers of its own
+        handle = _start_or_find(config, name, data_dir, session, display)
+        return _stay(handle, config, display, interruption)
+
+
+class Interruption:
+    """Turns SIGINT and SIGTERM into a wish; the second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Interruption:
+        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.asked = True
+        signal.signal(number, self._previous[signal.Signals(number)])
+
+
+# Ray.
+
+
+@contextmanager
+def _ray(config: RunConfig, address: str | None, display: Display) -> Iterator[dict[str, Any]]:
+    """A connection to the named cluster, or a Ray of our own that ends with the block."""
+    if address is None:
+        _prepare_environment(config.cluster.auth)
+    import ray
+
+    namespace = namespace_of(str(config.run))
+    if address is not None:
+        check_reachable(address)
+        try:
+            ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.WARNING)
+        except Exception as error:
+            raise RunUnreachableError(
+                f"no connection to the Ray cluster at {address}: {error}; a missing or wrong token looks the same: "
+                "RAY_AUTH_MODE and RAY_AUTH_TOKEN must be those of the cluster"
+            ) from None
+    else:
+        _start_embedded(config, namespace, display)
+    try:
+        context = ray.get_runtime_context()
+        yield {
+            "ray_address": address if address not in (None, "auto") else context.gcs_address,
+            "dashboard_url": _dashboard_url(config, address),
+            "data_dir": config.data_dir,
+            "job_id": _submission_id(),
+            "driver_pid": os.getpid(),
+        }
+    finally:
+        ray.shutdown()
+
+
+def _prepare_environment(auth: str) -> None:
+    """Ray reads these when it is imported. The mode is always explicit: Ray's default depends on a file at home."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ["RAY_AUTH_MODE"] = auth
+    if auth == "token" and "RAY_AUTH_TOKEN" not in os.environ:
+        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.write(descriptor, secrets.token_hex(32).encode())
+            os.close(descriptor)
+
+
+def _start_embedded(config: RunConfig, namespace: str, display: Display) -> None:
+    import ray
+
+    cluster = config.cluster
+    port = cluster.dashboard_port or _free_port()
+    context = ray.init(
+        address="local",
+        namespace=namespace,
+        num_cpus=cluster.num_cpus or _enough_cpus(config),
+        object_store_memory=cluster.object_store_memory,
+        include_dashboard=cluster.dashboard,
+        dashboard_host="127.0.0.1",
+        dashboard_port=port,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    if cluster.dashboard and context.dashboard_url:
+        token = "; its token: ray get-auth-token" if cluster.auth == "token" else ""
+        display.note(f"Ray dashboard: http://{context.dashboard_url}{token}")
+
+
+def _enough_cpus(config: RunConfig) -> int:
+    """The embedded Ray counts CPUs to place processes, it does not give them away: a run that was asked for fits."""
+    rollout, learner = config.rollout, config.learner
+    most = rollout.max_workers or rollout.num_workers
+    need = most * rollout.num_cpus + learner.replicas * learner.num_cpus + SPARE_CPUS
+    return max(os.cpu_count() or 1, int(-(-need // 1)))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _dashboard_url(config: RunConfig, address: str | None) -> str | None:
+    from ray._private.worker import global_worker
+
+    del config, address
+    url = getattr(getattr(global_worker, "node", None), "webui_url", None)
+    return f"http://{url}" if url else None
+
+
+def _submission_id() -> str | None:
+    """Of the job that this process is the driver of."""
+    try:
+        job: Mapping[str, Any] = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
+    except ValueError:
+        return None
+    return (job.get("metadata") or {}).get("job_submission_id")
+
+
+# The coordinator.
+
+
+def _start_or_find(
+    config: RunConfig, name: str, data_dir: Path, session: dict[str, Any], display: Display
+) -> RunHandle:
+    import ray
+
+    try:
+        actor = ray.get_actor(coordinator_name(name), namespace=namespace_of(name))
+        handle = RunHandle(name, CoordinatorCall(name, actor))
+        if not RunState(handle.status()["state"]).is_final:
+            if config.new:
+                raise RunDirectoryInUse(f"run {name} is going on in this cluster; metta-ray stop {name} first")
+            display.note(f"run {name} is going on already: attached to it")
+            return handle
+        _await_end_of(name)
+    except ValueError:
+        pass
+    sizes, spec = _describe_environment(config)
+    for sentence in advice(config, sizes):
+        display.note(f"note: {sentence}")
+    if config.new:
+        from metta_ray.rl.run_directories import set_run_aside
+
+        aside = set_run_aside(name, data_dir)
+        if aside is not None:
+            display.note(f"the run of that name is kept as {aside.name}")
+    return RunHandle(name, CoordinatorCall(name, _create_coordinator(name, config, sizes, spec, session)))
+
+
+def _describe_environment(config: RunConfig) -> tuple[Sizes, dict[str, Any]]:
+    """Builds the environment once: what cannot work is refused here, before any actor."""
+    from metta_ray.agent import spec_json
+    from metta_ray.rl.vecenv import training_factory
+
+    spec = training_factory(config.trainer).spec()
+    return resolved_sizes(config, spec.agents_per_env), spec_json.to_json(spec)
+
+
+def _create_coordinator(
+    name: str, config: RunConfig, sizes: Sizes, spec: dict[str, Any], session: dict[str, Any]
+) -> Any:
+    import ray
+
+    from metta_ray.service.coordinator import Coordinator
+
+    has_head = HEAD in ray.cluster_resources()
+    actor = ray.remote(Coordinator)
+    return actor.options(
+        name=coordinator_name(name),
+        namespace=namespace_of(name),
+        lifetime="detached",
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=16,
+        resources={HEAD: 0.001} if has_head else None,
+    ).remote(name, config.model_dump(), sizes, spec, session)
+
+
+def _await_end_of(name: str) -> None:
+    """A coordinator whose run has ended leaves within seconds."""
+    import ray
+
+    for _ in range(100):
+        try:
+            actor = ray.get_actor(coordinator_name(name), namespace=namespace_of(name))
+        except ValueError:
+            return
+        with suppress(ray.exceptions.RayError):
+            ray.get(actor.close.remote(), timeout=5.0)
+        time.sleep(0.1)
+    raise RunUnreachableError(f"an ended coordinator of run {name} does not leave; metta-ray stop {name} --force")
+
+
+# Staying with it.
+
+
+def _stay(handle: RunHandle, config: RunConfig, display: Display, interruption: Interruption) -> int:
+    """Shows the run until it has ended, or detaches. Every answer renews what the coordinator knows of this driver."""
+    driver = uuid.uuid4().hex[:8]
+    seen, beat, is_stopping = -1, 0, False
+    if not config.detach:
+        handle.attach(driver, beat)
+    last_beat = time.monotonic()
+    while True:
+        if interruption.asked and not is_stopping:
+            is_stopping = True
+            display.note("stopping: what is under way is finished and saved (again to end at once)")
+            handle.stop()
+        answer = handle.progress(seen, timeout_s=0.5)
+        for line in answer["lines"]:
+            seen = max(seen, line["number"])
+            show(line, display)
+        state = RunState(answer["state"])
+        if state.is_final:
+            return _end(handle, state, answer["result"])
+        if config.detach and state is not RunState.STARTING:
+            display.note(f"run {handle.run} goes on without this process; metta-ray attach {handle.run} shows it")
+            return 0
+        if not config.detach and time.monotonic() - last_beat >= HEARTBEAT_S:
+            last_beat, beat = time.monotonic(), beat + 1
+            handle.attach(driver, beat)
+
+
+def _end(handle: RunHandle, state: RunState, result: dict[str, Any]) -> int:
+    with suppress(MettaRayError):  # it may have left already
+        handle.close()
+    if state is RunState.FAILED:
+        print(f"error: {result.get('text', 'the run failed')}", file=sys.stderr, flush=True)
+        return BAD_INPUT if result.get("bad_input") else FAILED
+    return EXIT_CODES[state]
+
+
+def _name_from_time(data_dir: Path) -> str:
+    name = time.strftime("run_%Y%m%d_%H%M%S")
+    candidate, number = name, 1
+    while (data_dir / candidate).exists():
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
