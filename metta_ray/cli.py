@@ -289,8 +289,13 @@ def set_value(options: argparse.Namespace) -> int:
 
 
 def stop(options: argparse.Namespace) -> int:
+    from metta_ray.service.connection import recorded
     from metta_ray.service.stopping import force_stop, stop_run
 
+    record = recorded(_where(options), options.run)
+    if record is not None and _has_no_coordinator_yet(record):
+        _stop_job(options)
+        return _say({"message": f"job {record.job_id} of run {record.name} is asked to stop"})
     if not options.force:
         return _say(stop_run(_where(options), options.run))
     answer = force_stop(_where(options), options.run)
@@ -367,6 +372,9 @@ def _status(options: argparse.Namespace) -> dict[str, Any]:
     from metta_ray.service.connection import record_as_status, recorded
 
     record = recorded(_where(options), options.run)
+    if record is not None and _has_no_coordinator_yet(record):
+        record = _refreshed(options, record)
+        return record_as_status(record)
     if record is not None and _is_final(record.state):
         return record_as_status(record)
     with _handle(options) as handle:
@@ -389,6 +397,20 @@ def _say(answer: dict[str, Any]) -> int:
         return DONE
     print(f"error: {answer.get('message') or 'refused'}", file=sys.stderr)
     return FAILED
+
+
+def _has_no_coordinator_yet(record: RunRecord) -> bool:
+    """Submitted, and not yet heard of: only the job can be asked."""
+    return bool(record.job_id and record.dashboard_url and not record.ray_address) and not _is_final(record.state)
+
+
+def _refreshed(options: argparse.Namespace, record: RunRecord) -> RunRecord:
+    from metta_ray.jobs.client import Jobs, refreshed
+    from metta_ray.service.connection import put_record
+
+    newer = refreshed(record, Jobs.at(str(record.dashboard_url)), now=time.time())
+    put_record(_where(options), newer)
+    return newer
 
 
 def _stop_job(options: argparse.Namespace) -> None:

@@ -17,14 +17,16 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from metta_ray.common.errors import ConfigError, RunUnreachableError
-from metta_ray.service.connection import TOKEN_HINT, check_reachable
+from metta_ray.control.run_state import RunState
+from metta_ray.service.connection import TOKEN_HINT, auth_mode, check_reachable
 from metta_ray.service.run_config import RunConfig
 from metta_ray.service.run_handle import first_line
+from metta_ray.state.records import RunRecord
 
 STOP_WAIT_S = 120
 """Ray kills a stopped job after 3 s unless told otherwise; draining and a checkpoint take longer."""
@@ -41,7 +43,19 @@ EXCLUDES = (
     "*.egg-info",
 )
 LOG_INTERVAL_S = 1.0
-_ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
+RUN_STATES = {
+    "PENDING": RunState.STARTING,
+    "RUNNING": RunState.STARTING,
+    "STOPPED": RunState.STOPPED,
+    "SUCCEEDED": RunState.DONE,
+    "FAILED": RunState.FAILED,
+}
+"""What a job's status says of a run that has not yet spoken for itself."""
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -121,11 +135,12 @@ class Jobs:
 
     @classmethod
     def at(cls, address: str) -> Jobs:
+        os.environ.setdefault("RAY_AUTH_MODE", auth_mode(os.environ))  # read when Ray is loaded
         from ray.job_submission import JobSubmissionClient
 
         if "://" not in address:
             check_reachable(address)
-        for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
         with _without_address_variables(), _readable_errors(address):
             return cls(JobSubmissionClient(address), address)
@@ -147,10 +162,16 @@ class Jobs:
             )
 
     def status(self, job: str) -> dict[str, Any]:
-        """``status`` (PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED), ``message``, ``exit_code``."""
+        """``status`` (Ray's word), ``state`` (of the run), ``message``, ``exit_code``."""
         with _readable_errors(self.address):
             info = self._client.get_job_info(job)
-        return {"status": info.status.value, "message": info.message, "exit_code": info.driver_exit_code}
+        status = str(info.status.value)
+        return {
+            "status": status,
+            "state": RUN_STATES[status],
+            "message": info.message or "",
+            "exit_code": info.driver_exit_code,
+        }
 
     def logs(self, job: str) -> str:
         with _readable_errors(self.address):
@@ -160,7 +181,7 @@ class Jobs:
         """Pieces of the log until the job has ended."""
         shown = 0
         while True:
-            has_ended = self.status(job)["status"] in _ENDED
+            has_ended = self.status(job)["state"].is_final
             text = self.logs(job)
             if text[shown:]:
                 yield text[shown:]
@@ -173,6 +194,17 @@ class Jobs:
         """Asks the job to end cleanly. False if it had ended."""
         with _readable_errors(self.address):
             return bool(self._client.stop_job(job))
+
+
+def refreshed(record: RunRecord, jobs: Jobs, *, now: float) -> RunRecord:
+    """The record of a run that was submitted and has no coordinator yet, or never had one, as its job stands."""
+    job = jobs.status(str(record.job_id))
+    return replace(
+        record,
+        state=job["state"].value,
+        updated=now,
+        message=" ".join(f"job {job['status']}: {job['message']}".split()),
+    )
 
 
 def is_this_machine(address: str) -> bool:

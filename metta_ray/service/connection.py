@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,14 +157,14 @@ def cluster(address: str, namespace: str, auth: str | None = None) -> Iterator[N
     auth: RAY_AUTH_MODE of the cluster, used where the environment names none.
     """
     check_reachable(address)
-    # Ray reads these when it is loaded. Its own lines would go between ours, and 20 tries take as many seconds.
+    # Ray reads these when it is loaded; its default of 20 tries takes as many seconds.
     os.environ.setdefault("RAY_AUTH_MODE", auth or auth_mode(os.environ))
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")
     import ray
 
     try:
-        ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.WARNING)
+        with _no_standard_error():
+            ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.WARNING)
     except Exception as error:  # Ray raises a dozen kinds here; all mean that there is no connection
         raise RunUnreachableError(
             f"no connection to the Ray cluster at {address}: {first_line(error)}; {TOKEN_HINT}"
@@ -192,6 +193,20 @@ def _store(where: Where) -> Iterator[StateStore]:
 def _store_exists(where: Where) -> bool:
     """A question must not create the file that it asks."""
     return not where.store_url.startswith(SQLITE) or Path(where.store_url.removeprefix(SQLITE)).exists()
+
+
+@contextmanager
+def _no_standard_error() -> Iterator[None]:
+    """Ray's native code writes a line for every try there; what went wrong comes as an exception as well."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def auth_mode(environ: Mapping[str, str]) -> str:

@@ -16,9 +16,11 @@ from metta_ray.jobs.client import (
     is_this_machine,
     job_address,
     plan_job,
+    refreshed,
     travelling_data_dir,
 )
 from metta_ray.service.run_config import load_run_config
+from metta_ray.state.records import RunRecord
 
 
 @pytest.fixture
@@ -140,3 +142,15 @@ def test_other_failures_do_not():
         Jobs(Client(RuntimeError("Job j does not exist.")), "http://a:1").status("j")
 
     assert str(raised.value) == "Ray's job API at http://a:1: Job j does not exist"
+
+
+def test_a_run_that_never_spoke_is_known_by_its_job():
+    client = Client()
+    client.states = iter(["FAILED"])
+    record = RunRecord(
+        name="a", run_dir="/a", state="starting", generation=0, started=1.0, updated=1.0, job_id="metta-a"
+    )
+
+    newer = refreshed(record, Jobs(client, "http://a:1"), now=5.0)
+
+    assert (newer.state, newer.updated, newer.message) == ("failed", 5.0, "job FAILED:")
