@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from metta_ray.control.run_state import RunState
 from metta_ray.metrics.console import Display
 from metta_ray.service.run_handle import RunHandle
 
+BAD_INPUT = 2
 EXIT_CODES = {RunState.DONE: 0, RunState.FAILED: 3, RunState.STOPPED: 130}
 
 
@@ -24,11 +27,17 @@ def follow(handle: RunHandle, display: Display, *, beat: Callable[[], None] = la
             show(line, display)
         state = RunState(answer["state"])
         if state.is_final:
-            message = (answer.get("result") or {}).get("message")
-            if message:
-                display.note(str(message))
-            return EXIT_CODES[state]
+            return exit_code(state, answer.get("result"))
         beat()
+
+
+def exit_code(state: RunState, result: Mapping[str, Any] | None) -> int:
+    """Of a run that has ended. Says the first cause of a failure where errors go."""
+    if state is not RunState.FAILED:
+        return EXIT_CODES[state]
+    cause = result or {}
+    print(f"error: {cause.get('text') or 'the run failed'}", file=sys.stderr, flush=True)
+    return BAD_INPUT if cause.get("bad_input") else EXIT_CODES[state]
 
 
 def show(line: dict[str, object], display: Display) -> None:

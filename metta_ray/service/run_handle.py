@@ -9,7 +9,9 @@ from typing import Any, Protocol
 from metta_ray.common.errors import MettaRayError, RunUnreachableError
 
 ANSWER_TIMEOUT_S = 15.0
-CHECKPOINT_TIMEOUT_S = 120.0
+# A command is obeyed between two updates, and a checkpoint may wait for the one before it.
+COMMAND_TIMEOUT_S = 65.0
+CHECKPOINT_TIMEOUT_S = 125.0
 RETRY_INTERVAL_S = 0.5
 
 Answer = dict[str, Any]
@@ -38,22 +40,22 @@ class RunHandle:
 
     def scale(self, workers: str) -> Answer:
         """``8``, or ``2:16`` for an automatic number."""
-        return self._ask("scale", workers)
+        return self._ask("scale", workers, timeout_s=COMMAND_TIMEOUT_S)
 
     def pause(self) -> Answer:
-        return self._ask("pause")
+        return self._ask("pause", timeout_s=COMMAND_TIMEOUT_S)
 
     def unpause(self) -> Answer:
-        return self._ask("unpause")
+        return self._ask("unpause", timeout_s=COMMAND_TIMEOUT_S)
 
     def checkpoint(self) -> Answer:
         return self._ask("checkpoint", timeout_s=CHECKPOINT_TIMEOUT_S)
 
     def set(self, name: str, value: str) -> Answer:
-        return self._ask("set", name, value)
+        return self._ask("set", name, value, timeout_s=COMMAND_TIMEOUT_S)
 
     def stop(self, force: bool = False) -> Answer:
-        return self._ask("stop", force)
+        return self._ask("stop", force, timeout_s=COMMAND_TIMEOUT_S)
 
     def attach(self, driver_id: str, heartbeat: int) -> Answer:
         """The life sign of an attached driver."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,14 @@ from metta_ray.common.errors import RunUnknownError
 
 LOG_FILE = "run.log"
 INTERVAL_S = 0.5
+
+
+def keep_log(run_dir: str | Path) -> logging.Handler:
+    """From now on this process's log lines go to the run's log too; whoever takes over appends. Close it when done."""
+    handler = logging.FileHandler(Path(run_dir) / LOG_FILE, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger("metta_ray").addHandler(handler)
+    return handler
 
 
 def log_pieces(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from metta_ray.service.connection import (
 )
 from metta_ray.service.following import follow
 from metta_ray.service.run_handle import RunHandle, coordinator_gone, first_line
-from metta_ray.service.run_log import log_pieces
+from metta_ray.service.run_log import keep_log, log_pieces
 from metta_ray.service.stopping import force_stop, stop_run, wait_until_ended
 from metta_ray.state.records import RunRecord
 
@@ -80,11 +81,11 @@ def test_every_command_is_the_coordinators_method():
     ]
 
 
-def test_following_shows_each_line_once_and_returns_how_it_ended():
+def test_following_shows_each_line_once_and_says_why_it_failed(capsys: pytest.CaptureFixture[str]):
     coordinator = Coordinator(
         {"lines": [{"number": 0, "text": "run nav-7 starts"}], "state": "starting"},
         {"lines": [{"number": 1, "epoch": 1, "agent_step": 64, "text": "epoch 1"}], "state": "running"},
-        {"lines": [], "state": "failed", "result": {"message": "environment raised: no such map"}},
+        {"lines": [], "state": "failed", "result": {"text": "environment raised: no such map"}},
     )
     stream = io.StringIO()
     beats: list[int] = []
@@ -92,7 +93,8 @@ def test_following_shows_each_line_once_and_returns_how_it_ended():
     code = follow(RunHandle("nav-7", coordinator), PlainDisplay(stream), beat=lambda: beats.append(1))
 
     assert code == 3
-    assert stream.getvalue().splitlines() == ["run nav-7 starts", "epoch 1", "environment raised: no such map"]
+    assert stream.getvalue().splitlines() == ["run nav-7 starts", "epoch 1"]
+    assert capsys.readouterr().err == "error: environment raised: no such map\n"
     assert [call[1] for call in coordinator.calls] == [-1, 0, 1]
     assert len(beats) == 2
 
@@ -228,3 +230,15 @@ def test_a_log_is_followed_until_the_run_has_ended(tmp_path: Path):
 def test_a_log_that_is_elsewhere_is_named(tmp_path: Path):
     with pytest.raises(RunUnknownError, match=r"run\.log cannot be read"):
         list(log_pieces(tmp_path / "none"))
+
+
+def test_what_is_logged_is_in_the_runs_log(tmp_path: Path):
+    handler = keep_log(tmp_path)
+    logger = logging.getLogger("metta_ray.service.test")
+
+    logger.warning("worker 3 is replaced")
+    logging.getLogger("metta_ray").removeHandler(handler)
+    handler.close()
+
+    [line] = "".join(log_pieces(tmp_path)).splitlines()
+    assert line.endswith("WARNING metta_ray.service.test: worker 3 is replaced")
