@@ -19,7 +19,7 @@ from ray.exceptions import (
 from metta_ray.common.errors import EnvironmentFault
 from metta_ray.control.failure import Cause
 
-_OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "memory on the node", "OOM")
+_OUT_OF_MEMORY = ("running low on memory", "memory monitor", "OutOfMemoryError")
 _NODE_LOST = ("node has died", "node died", "The node", "unexpected node termination")
 
 

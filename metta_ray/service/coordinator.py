@@ -25,7 +25,6 @@ import ray
 from metta_ray.common.errors import ConfigError, LearnersLost, MettaRayError, StateStoreError
 from metta_ray.common.util import fs
 from metta_ray.common.util.typed_config import apply_overrides
-from metta_ray.control.ledger import TicketState
 from metta_ray.control.run_state import RunState, may_follow
 from metta_ray.control.scaling import Observation, Resize, ScalingLimits, ScalingState
 from metta_ray.control.scaling import decide as decide_size
@@ -38,7 +37,7 @@ from metta_ray.service.causes import failure_of
 from metta_ray.service.children import Future
 from metta_ray.service.identity import Identity, coordinator_name, namespace_of
 from metta_ray.service.learner_group import LearnerGroup, Replica
-from metta_ray.service.orders import Contents, Restored, Saved
+from metta_ray.service.orders import Contents, Restored, Saved, UpdateResult
 from metta_ray.service.pipeline import TrainingPipeline
 from metta_ray.service.process_info import ProcessInfo
 from metta_ray.service.ray_children import RayChildren
@@ -83,7 +82,7 @@ class Coordinator:
         self._commands: SimpleQueue[tuple[str, tuple[Any, ...], Answer[dict[str, Any]]]] = SimpleQueue()
         self._news = threading.Condition()
         self._lines: deque[dict[str, Any]] = deque(maxlen=KEPT_LINES)
-        self._next_line = 0
+        self._next_line = int(time.time() * 1000)  # numbers go on growing over a restart
         self._events: deque[str] = deque(maxlen=200)
         self._told: dict[str, int] = {}
         self._state = RunState.STARTING
@@ -245,6 +244,7 @@ class Coordinator:
         self._worker_snapshots: dict[int, Any] = {}
         self._resize(self._books.workers or self._configured_workers())
         self._learners_have_begun = False
+        self._log = MetricsLog(dirs.run_dir, tensorboard=self._config.tensorboard)
         self._is_adopting = self._was_restarted and bool(self._books.members["learner"])
         if self._is_adopting:
             self._adopt()
@@ -253,12 +253,10 @@ class Coordinator:
             self._learners.start()
             if not any(Path(self._checkpoint_dir).glob("model_*")):
                 self._pool.wanted = self._wanted  # nothing to restore: workers may start beside the learners
-        self._log = MetricsLog(dirs.run_dir, tensorboard=self._config.tensorboard)
 
     def _adopt(self) -> None:
         """Takes over the children of the coordinator before this one."""
         self._event("restarted", f"the coordinator is back (generation {self._books.generation})")
-        self._worker_tickets = {}
         living = [self._find("learner", number) for number in sorted(self._books.members["learner"])]
         self._learners.adopt([child for child in living if child is not None])
         if not self._learners.newcomers:
@@ -310,18 +308,22 @@ class Coordinator:
         version = self._books.ledger.version
         finished = self._learners.resume(version)
         if finished is not None:
-            self._commit_found(finished.tickets, finished.version)
+            self._commit_found(finished)
         self._learners.form()
         self._adopt_workers()
         self._event("resumed", f"goes on at policy version {self._books.ledger.version}; no update was lost")
 
-    def _commit_found(self, tickets: tuple[int, ...], version: int) -> None:
+    def _commit_found(self, found: UpdateResult) -> None:
         """An update that the learners finished while nobody could commit it."""
-        ledger = self._books.ledger
-        for ticket in tickets:
-            if ledger.state_of(ticket) is TicketState.IN_FLIGHT:
-                raise LearnersLost(f"ticket {ticket} was trained on but never delivered")
-        self._books.record({"kind": "commit", "version": version, "tickets": list(tickets)}, sync=True)
+        self._books.record({"kind": "commit", "version": found.version, "tickets": list(found.tickets)}, sync=True)
+        self._log.write(
+            found.version,
+            found.agent_step,
+            {"update_seconds": found.seconds["training"]},
+            dict(found.metrics),
+            losses=dict(found.losses),
+            hyperparameters=dict(found.hyperparameters),
+        )
 
     def _start_from(self, restored: Restored) -> None:
         for reason in restored.passed_over:
