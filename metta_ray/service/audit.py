@@ -19,7 +19,7 @@ COLUMNS = ("fragments", "issued", "trained", "dropped", "lost", "open")
 
 @dataclass
 class Audit:
-    """totals: of the ledger, over the whole run. workers: by stream number, since the last compaction.
+    """totals: of the ledger. workers: by stream number. Both over the whole run, if snapshots kept the second.
 
     fault: the first event that cannot have happened, or empty.
     """
@@ -42,13 +42,14 @@ def audit_run(run_dir: str | Path) -> Audit:
 def audit(records: Iterable[Mapping[str, Any]]) -> Audit:
     """Replays records of a journal; those that are no events of the ledger are passed over."""
     ledger, result = Ledger(), Audit()
-    totals = _WorkerTotals()
+    totals = WorkerTotals()
     for number, record in enumerate(records, start=1):
         try:
             if record.get("kind") == SNAPSHOT:
                 saved = record["state"]["ledger"]
                 ledger.load_state_dict(saved)
-                totals = _WorkerTotals(saved["open"])
+                totals = WorkerTotals()
+                totals.load_state_dict(record["state"].get("by_worker") or totals.opening(saved["open"]))
             elif record.get("kind") in EVENTS:
                 ledger.apply(record)
                 totals.add(record)
@@ -61,14 +62,16 @@ def audit(records: Iterable[Mapping[str, Any]]) -> Audit:
     return result
 
 
-class _WorkerTotals:
-    """Agent steps by worker. Opening balances come from a snapshot's open tickets."""
+class WorkerTotals:
+    """Agent steps by worker, from the same events as the ledger.
 
-    def __init__(self, open_tickets: Iterable[Mapping[str, Any]] = ()):
+    A journal whose snapshots keep ``state_dict`` (as ``by_worker``) has the totals of the whole run; without it they
+    begin at the last snapshot, with the tickets that were open then.
+    """
+
+    def __init__(self) -> None:
         self._workers: dict[int, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COLUMNS, 0))
         self._open: dict[int, tuple[int, int, int]] = {}  # ticket → worker, steps, counted
-        for ticket in open_tickets:
-            self._issue(ticket["number"], ticket["worker"], ticket["steps"], ticket["counted"])
 
     def add(self, event: Mapping[str, Any]) -> None:
         match event["kind"]:
@@ -96,6 +99,26 @@ class _WorkerTotals:
         for worker, steps, _ in self._open.values():
             totals[worker]["open"] += steps
         return totals
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values only."""
+        return {
+            "workers": {str(number): dict(worker) for number, worker in self._workers.items()},
+            "open": [[ticket, *entry] for ticket, entry in self._open.items()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._workers.clear()
+        self._workers.update({int(number): dict(worker) for number, worker in state["workers"].items()})
+        self._open = {ticket: (worker, steps, counted) for ticket, worker, steps, counted in state["open"]}
+
+    @classmethod
+    def opening(cls, tickets: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """The state that begins with a ledger's open tickets, where nothing older was kept."""
+        totals = cls()
+        for ticket in tickets:
+            totals._issue(ticket["number"], ticket["worker"], ticket["steps"], ticket["counted"])
+        return totals.state_dict()
 
     def _issue(self, ticket: int, worker: int, steps: int, counted: int = 0) -> None:
         self._open[ticket] = (worker, steps, counted)

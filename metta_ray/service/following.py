@@ -14,15 +14,21 @@ BAD_INPUT = 2
 EXIT_CODES = {RunState.DONE: 0, RunState.FAILED: 3, RunState.STOPPED: 130}
 
 
-def follow(handle: RunHandle, display: Display, *, beat: Callable[[], None] = lambda: None) -> int:
+RECENT = 10
+
+
+def follow(
+    handle: RunHandle, display: Display, *, recent: int = RECENT, beat: Callable[[], None] = lambda: None
+) -> int:
     """Shows progress until the run has ended, and returns the exit code that says how.
 
+    recent: of what was said before, so many lines.
     beat: called between two answers, at least every few seconds; what it raises ends the watching.
     """
     seen = -1
     while True:
         answer = handle.progress(seen)
-        for line in answer["lines"]:
+        for line in answer["lines"][-recent:] if seen < 0 else answer["lines"]:
             seen = max(seen, line["number"])
             show(line, display)
         state = RunState(answer["state"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from metta_ray.common.errors import JournalError
 from metta_ray.control.ledger import Ledger
-from metta_ray.service.audit import audit, audit_run
+from metta_ray.service.audit import WorkerTotals, audit, audit_run
 from metta_ray.state.journal import Journal
 
 EVENTS: list[dict[str, Any]] = [
@@ -50,6 +51,17 @@ def test_after_a_compaction_the_totals_are_those_of_the_whole_run():
     assert result.is_balanced
     assert result.totals["issued"] == 256
     assert result.workers == {0: {"fragments": 1, "issued": 64, "trained": 0, "dropped": 0, "lost": 0, "open": 64}}
+
+
+def test_a_snapshot_that_keeps_the_workers_loses_nothing():
+    ledger, totals = Ledger(), WorkerTotals()
+    for event in EVENTS[1:]:
+        ledger.apply(event)
+        totals.add(event)
+    snapshot = {"kind": "snapshot", "state": {"ledger": ledger.state_dict(), "by_worker": totals.state_dict()}}
+
+    assert audit([snapshot]).workers == audit(EVENTS).workers
+    assert audit([json.loads(json.dumps(snapshot))]).workers == audit(EVENTS).workers
 
 
 def test_going_back_to_a_checkpoint_loses_what_was_open():

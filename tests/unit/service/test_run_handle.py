@@ -106,6 +106,17 @@ def test_the_exit_code_says_how_a_run_ended(state: str, code: int):
     assert follow(RunHandle("a", coordinator), PlainDisplay(io.StringIO())) == code
 
 
+def test_whoever_comes_late_sees_the_latest_lines_only():
+    lines = [{"number": number, "text": f"line {number}"} for number in range(30)]
+    coordinator = Coordinator({"lines": lines, "state": "running"}, {"lines": [], "state": "done"})
+    stream = io.StringIO()
+
+    follow(RunHandle("a", coordinator), PlainDisplay(stream), recent=2)
+
+    assert stream.getvalue().splitlines() == ["line 28", "line 29"]
+    assert coordinator.calls[1][1] == 29
+
+
 def test_a_lost_coordinator_is_told_with_both_ways_on():
     text = str(coordinator_gone("nav-7", "its node died"))
 
