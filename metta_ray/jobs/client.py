@@ -23,7 +23,7 @@ from typing import Any
 
 from metta_ray.common.errors import ConfigError, RunUnreachableError
 from metta_ray.control.run_state import RunState
-from metta_ray.service.connection import TOKEN_HINT, auth_mode, check_reachable
+from metta_ray.service.connection import TOKEN_HINT, auth_mode, refused
 from metta_ray.service.run_config import RunConfig
 from metta_ray.service.run_handle import first_line
 from metta_ray.state.records import RunRecord
@@ -135,11 +135,14 @@ class Jobs:
 
     @classmethod
     def at(cls, address: str) -> Jobs:
+        refusal = refused(address)
+        if refusal:
+            raise RunUnreachableError(
+                f"no job API answers at {address} ({refusal}): wrong address, or no cluster there"
+            )
         os.environ.setdefault("RAY_AUTH_MODE", auth_mode(os.environ))  # read when Ray is loaded
         from ray.job_submission import JobSubmissionClient
 
-        if "://" not in address:
-            check_reachable(address)
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
         with _without_address_variables(), _readable_errors(address):

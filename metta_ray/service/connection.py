@@ -237,14 +237,22 @@ def check_reachable(address: str) -> None:
         raise RunUnreachableError(
             f"{address} is the address of a dashboard; give the cluster's own, host:port (port 6379 unless changed)"
         )
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return  # "auto" and the like are Ray's to understand
-    try:
-        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
-    except OSError as error:
+    refusal = refused(address)
+    if refusal:
         raise RunUnreachableError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}): it has ended, or the address is wrong; "
+            f"no Ray cluster answers at {address} ({refusal}): it has ended, or the address is wrong; "
             "metta-ray train --run NAME continues a run from its last checkpoint, metta-ray stop NAME --force "
             "marks it stopped"
-        ) from None
+        )
+
+
+def refused(address: str) -> str:
+    """Why no connection to host:port can be made, or nothing."""
+    host, _, port = address.rpartition("://")[2].split("/")[0].rpartition(":")
+    if not host or not port.isdigit():
+        return ""  # "auto" and the like are Ray's to understand
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

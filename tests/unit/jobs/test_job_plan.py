@@ -154,3 +154,10 @@ def test_a_run_that_never_spoke_is_known_by_its_job():
     newer = refreshed(record, Jobs(client, "http://a:1"), now=5.0)
 
     assert (newer.state, newer.updated, newer.message) == ("failed", 5.0, "job FAILED:")
+
+
+def test_an_address_where_nothing_listens_is_told_as_that():
+    with pytest.raises(
+        RunUnreachableError, match=r"no job API answers at http://127\.0\.0\.1:1 \(Connection refused\)"
+    ):
+        Jobs.at("http://127.0.0.1:1")
