@@ -11,6 +11,8 @@ from typing import Any
 
 import ray
 
+from metta_ray.service.ray_facts import own_address
+
 
 class RolloutWorkerActor:
     def __init__(self, identity: Any, *args: Any) -> None:
@@ -39,7 +41,7 @@ class LearnerActor:
     def __init__(self, identity: Any, *args: Any) -> None:
         from metta_ray.service.learner import Learner
 
-        self._learner = Learner(identity, *args, ray.util.get_node_ip_address())
+        self._learner = Learner(identity, *args, node_ip=own_address())
 
     def __repr__(self) -> str:
         return repr(self._learner)

@@ -24,7 +24,7 @@ _NODE_LOST = ("node has died", "node died", "The node", "unexpected node termina
 
 
 class Outcome(Enum):
-    """PROCESS_LOST: it must be replaced. UNKNOWN: the call may have run; ask again. DATA_LOST: only its result is gone."""
+    """PROCESS_LOST: replace it. UNKNOWN: the call may have run, so ask again. DATA_LOST: only its result is gone."""
 
     PROCESS_LOST = auto()
     UNKNOWN = auto()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,17 +21,18 @@ class EpochGatherer:
 
     def __init__(self, now: float) -> None:
         self._stats: dict[str, list[Any]] = {}
-        self._worker_seconds: Counter[str] = Counter()
+        self._worker_seconds: dict[str, float] = defaultdict(float)
         self._returns: deque[float] = deque(maxlen=EPISODES)
         self._times: deque[EpochTimes] = deque(maxlen=BOTTLENECK_EPOCHS)
-        self._learner_seconds: Counter[str] = Counter()
+        self._learner_seconds: dict[str, float] = defaultdict(float)
         self._last = now
 
     def fragment(self, header: FragmentHeader) -> None:
         for path, values in header.stats.items():
             self._stats.setdefault(path, []).extend(values)
         self._returns.extend(header.stats.get("episode/return", ()))
-        self._worker_seconds.update(dict(header.seconds))
+        for name, seconds in header.seconds.items():
+            self._worker_seconds[name] += seconds
 
     def staged(self, staged: Sequence[Staged]) -> None:
         for one in staged:
@@ -90,8 +91,9 @@ class EpochGatherer:
             "metrics": metrics | dict(leader.metrics),
             "skipped_updates": leader.skipped_updates,
         }
-        self._stats, self._worker_seconds, self._learner_seconds = {}, Counter(), Counter()
-        self._last = now
+        self._stats, self._last = {}, now
+        self._worker_seconds.clear()
+        self._learner_seconds.clear()
         return record
 
 

@@ -70,6 +70,7 @@ class Learner:
         spec: dict[str, Any],
         run_dir: str,
         nonce: str,
+        *,
         node_ip: str = "127.0.0.1",
     ) -> None:
         """run_dir, nonce: this process must find in the run's directory what the coordinator wrote there."""

@@ -281,8 +281,7 @@ class LearnerGroup:
 
     def _recover(self, reason: str) -> None:
         """Ends replicas that do not answer, forms a group of the others, and repeats the update under way."""
-        self.failures += 1
-        self._check_budget(reason)
+        self.spend_failure(reason)
         logger.warning("learner group: %s; forming it anew", reason)
         update, staging = self.update, self.staging
         self.update, self.staging = None, []
@@ -403,10 +402,9 @@ class LearnerGroup:
                     continue
                 self._end(replica)
                 self.newcomers.remove(replica)
-                self.failures += 1
                 if not self.members:
                     raise
-                self._check_budget(failure.text)
+                self.spend_failure(failure.text)
                 self.newcomers.append(self._start())
 
     def _start(self) -> Replica:
@@ -419,7 +417,9 @@ class LearnerGroup:
         replica.child.kill(replica.info)
         self._on_change("left", replica.number, {})
 
-    def _check_budget(self, reason: str) -> None:
+    def spend_failure(self, reason: str) -> None:
+        """Counts a failure against the budget; RunFailed when it is used up."""
+        self.failures += 1
         limit = self._config.failure.learner.per_run
         if limit is not None and self.failures > limit:
             raise RunFailed(f"{self.failures} learner failures (failure.learner.per_run={limit}), the last: {reason}")

@@ -23,6 +23,7 @@ from metta_ray.metrics.console import Display
 from metta_ray.service.connection import check_reachable
 from metta_ray.service.following import EXIT_CODES, show
 from metta_ray.service.identity import coordinator_name, namespace_of
+from metta_ray.service.ray_facts import HEAD, total_resources
 from metta_ray.service.run_config import RunConfig, data_directory
 from metta_ray.service.run_handle import CoordinatorCall, RunHandle
 from metta_ray.service.sizes import Sizes, advice, resolved_sizes
@@ -30,7 +31,6 @@ from metta_ray.service.sizes import Sizes, advice, resolved_sizes
 BAD_INPUT, FAILED, INTERRUPTED = 2, 3, 130
 HEARTBEAT_S = 1.0
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-HEAD = "node:__internal_head__"
 SPARE_CPUS = 1
 
 
@@ -221,7 +221,7 @@ def _create_coordinator(
 
     from metta_ray.service.coordinator import Coordinator
 
-    has_head = HEAD in ray.cluster_resources()
+    has_head = HEAD in total_resources()
     actor = ray.remote(Coordinator)
     return actor.options(
         name=coordinator_name(name),

@@ -10,6 +10,7 @@ from datetime import timedelta
 import psutil
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from metta_ray.common.errors import ConfigError
 from metta_ray.service.orders import GroupPlace
@@ -20,11 +21,11 @@ class ProcessGroup:
 
     def __init__(self, node_ip: str) -> None:
         self._node_ip = node_ip
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
 
     def open_store(self, timeout_s: float) -> tuple[str, int]:
         """Rank 0 opens the meeting point on a free port: (host, port)."""
-        self._store = dist.TCPStore(
+        self._store = TCPStore(
             self._node_ip, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
         )
         return self._node_ip, self._store.port
@@ -40,10 +41,10 @@ class ProcessGroup:
         timeout = timedelta(seconds=timeout_s)
         store = self._store if place.rank == 0 else None
         if store is None:
-            store = dist.TCPStore(place.host, place.port, is_master=False, timeout=timeout)
+            store = TCPStore(place.host, place.port, is_master=False, timeout=timeout)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore(f"group-{place.group}", store),
+            store=PrefixStore(f"group-{place.group}", store),
             rank=place.rank,
             world_size=place.world_size,
             timeout=timeout,

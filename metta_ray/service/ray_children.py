@@ -21,6 +21,7 @@ from metta_ray.service.actors import EvaluatorActor, LearnerActor, RolloutWorker
 from metta_ray.service.children import Future
 from metta_ray.service.identity import Identity, namespace_of
 from metta_ray.service.process_info import ProcessInfo
+from metta_ray.service.ray_facts import free_resources
 from metta_ray.service.run_config import RunConfig
 
 _CLASSES = {"rollout": RolloutWorkerActor, "learner": LearnerActor, "evaluator": EvaluatorActor}
@@ -72,7 +73,8 @@ class RayChildren:
             "enable_task_events": role != "rollout",  # one event per fragment would load the cluster's head
             **self._resources(role),
         }
-        actor = ray.remote(concurrency_groups=_CONCURRENCY_GROUPS[role])(_CLASSES[role])
+        # Ray's own types do not know this option.
+        actor = ray.remote(concurrency_groups=_CONCURRENCY_GROUPS[role])(_CLASSES[role])  # type: ignore[call-overload]
         handle = actor.options(**options).remote(identity, *args)
         return RayChild(identity, handle, self._node_id)
 
@@ -97,7 +99,7 @@ class RayChildren:
         return ray.get(future, timeout=timeout_s)
 
     def missing_resources(self, role: str, count: int) -> str | None:
-        need, free = self._needed(role), ray.available_resources()
+        need, free = self._needed(role), free_resources()
         missing = [
             f"{amount:g} {name} each, {free.get(name, 0.0):g} free"
             for name, amount in need.items()

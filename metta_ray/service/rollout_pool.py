@@ -171,6 +171,10 @@ class RolloutPool:
     def is_known(self, incarnation: str) -> bool:
         return any(m.child.identity.incarnation == incarnation for m in (*self.members.values(), *self._retiring))
 
+    def restarts(self, slot: int) -> int:
+        """How often the slot's worker was replaced after a failure."""
+        return sum(len(times) for (failed, _), times in self._slot_history.items() if failed == slot)
+
     def waiting_for(self) -> str | None:
         """Which resources starting workers lack, in words; None when none does."""
         starting = self.starting

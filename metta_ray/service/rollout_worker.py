@@ -41,7 +41,7 @@ WEIGHTS_TIMEOUT_S = 60.0
 REMEMBERED_TICKETS = 4096
 
 
-class TicketForgotten(UsageError):
+class TicketForgotten(UsageError):  # noqa: N818 - reads as the fact it states
     """This life of the worker executed the ticket and was told that it need not remember."""
 
 

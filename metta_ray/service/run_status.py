@@ -1,0 +1,64 @@
+"""A run in numbers, for ``metta-ray status`` and the state store: plain JSON values, made from the living parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metta_ray.service.learner_group import LearnerGroup, Replica
+from metta_ray.service.rollout_pool import RolloutPool
+
+
+def workers_of(pool: RolloutPool, wanted: int, useful: int) -> dict[str, int]:
+    """Counts alone, for a line of progress."""
+    return {
+        "wanted": wanted,
+        "ready": len(pool.ready),
+        "starting": len(pool.starting),
+        "draining": len(pool.draining),
+        "useful": useful,
+    }
+
+
+def worker_list(pool: RolloutPool) -> list[dict[str, Any]]:
+    """One entry per living worker, by slot."""
+    members = dict.fromkeys([*(pool.members[slot] for slot in sorted(pool.members)), *pool.draining])
+    return [
+        {
+            "stream": member.number,
+            "slot": member.slot,
+            "state": member.state.value,
+            "pid": member.info.pid if member.info else None,
+            "host": member.info.host if member.info else None,
+            "node": member.info.node_id if member.info else None,
+            "tickets": len(member.orders),
+            "fragments": member.fragments,
+            "restarts": pool.restarts(member.slot),
+            "rss_bytes": member.info.rss_bytes if member.info else None,
+            "incarnation": member.child.identity.incarnation,
+        }
+        for member in members
+    ]
+
+
+def learner_list(learners: LearnerGroup) -> list[dict[str, Any]]:
+    """One entry per replica, by rank; newcomers have none yet."""
+    seats: list[tuple[int | None, str, Replica]] = [
+        (rank, "training" if learners.update else "ready", member) for rank, member in enumerate(learners.members)
+    ]
+    seats += [(None, "joining", member) for member in learners.newcomers]
+    return [
+        {
+            "name": f"learner-{replica.number}",
+            "rank": rank,
+            "state": state,
+            "pid": replica.info.pid if replica.info else None,
+            "node": replica.info.node_id if replica.info else None,
+        }
+        for rank, state, replica in seats
+    ]
+
+
+def failures_of(pool: RolloutPool, learners: LearnerGroup) -> dict[str, int]:
+    """Cause → how often since this coordinator started."""
+    counts = {cause.value: count for cause, count in pool.failures.items()}
+    return counts | {"learner": learners.failures, "repeated_updates": learners.repeated_updates}
