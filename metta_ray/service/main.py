@@ -1,4 +1,7 @@
-"""Starts a run, or finds it running, and stays with it: the driver. Everything that lasts lives elsewhere."""
+"""Starts a run, or finds it running, and stays with it: the driver. Everything that lasts lives elsewhere.
+
+Ray is imported late, since it reads its settings from the environment when that happens.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,6 @@ from metta_ray.metrics.console import Display
 from metta_ray.service.connection import check_reachable
 from metta_ray.service.following import EXIT_CODES, show
 from metta_ray.service.identity import coordinator_name, namespace_of
-from metta_ray.service.ray_facts import HEAD, total_resources
 from metta_ray.service.run_config import RunConfig, data_directory
 from metta_ray.service.run_handle import CoordinatorCall, RunHandle
 from metta_ray.service.sizes import Sizes, advice, resolved_sizes
@@ -220,6 +222,7 @@ def _create_coordinator(
     import ray
 
     from metta_ray.service.coordinator import Coordinator
+    from metta_ray.service.ray_facts import HEAD, total_resources
 
     has_head = HEAD in total_resources()
     actor = ray.remote(Coordinator)
