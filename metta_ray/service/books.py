@@ -16,12 +16,10 @@ from metta_ray.common.errors import JournalError
 from metta_ray.common.util.state_directory import tree_from_bytes, tree_to_bytes
 from metta_ray.control.ledger import Ledger
 from metta_ray.envs.tasks import Curriculum
+from metta_ray.service.audit import EVENTS, JOURNAL, WorkerTotals
 from metta_ray.state.journal import Journal
 
 logger = logging.getLogger(__name__)
-
-JOURNAL_FILE = "journal.log"
-_LEDGER_EVENTS = {"issue", "deliver", "drop", "lose", "commit", "roll_back", "adopt"}
 
 
 class Books:
@@ -39,9 +37,10 @@ class Books:
         self.members: dict[str, dict[int, dict[str, Any]]] = {"rollout": {}, "learner": {}}
         self.settings: dict[str, Any] = {}
         self.workers: str | None = None
+        self._by_worker = WorkerTotals()
         self._unwritten: list[dict[str, Any]] = []
         self._fresh_curriculum = self.curriculum_state()
-        self._journal, records = Journal.open(run_dir / JOURNAL_FILE)
+        self._journal, records = Journal.open(run_dir / JOURNAL)
         for record in records:
             self._apply(record)
         self.is_new = not records
@@ -84,6 +83,7 @@ class Books:
         """JSON values only."""
         return {
             "ledger": self.ledger.state_dict(),
+            "by_worker": self._by_worker.state_dict(),
             "curriculum": self.curriculum_state(),
             "generation": self.generation,
             "next_number": dict(self.next_number),
@@ -123,8 +123,9 @@ class Books:
 
     def _apply(self, event: Mapping[str, Any]) -> None:
         kind = event["kind"]
-        if kind in _LEDGER_EVENTS:
+        if kind in EVENTS:
             self.ledger.apply(event)
+            self._by_worker.add(event)
             if kind == "deliver" and self.curriculum is not None:
                 for task_id, score in event.get("outcomes", ()):
                     self.curriculum.complete_task(task_id, score)
@@ -150,6 +151,7 @@ class Books:
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.ledger.load_state_dict(state["ledger"])
+        self._by_worker.load_state_dict(state["by_worker"])
         if self.curriculum is not None and state["curriculum"] is not None:
             self.curriculum.load_state_dict(_from_text(state["curriculum"]))
         self.generation = state["generation"]

@@ -43,6 +43,7 @@ from metta_ray.service.ray_children import RayChildren
 from metta_ray.service.ray_facts import total_resources
 from metta_ray.service.rollout_pool import RolloutPool
 from metta_ray.service.run_config import RunConfig, store_url
+from metta_ray.service.run_log import keep_log
 from metta_ray.service.run_status import failures_of, learner_list, worker_list, workers_of
 from metta_ray.service.shared_directory import leave_nonce
 from metta_ray.service.sizes import Sizes
@@ -170,6 +171,8 @@ class Coordinator:
     def _open(self) -> None:
         """Takes the run's directory, reads the books, and puts the parts together."""
         dirs = self._dirs = setup_run_directories(self.run, self._session["data_dir"])
+        logging.getLogger("metta_ray").setLevel(logging.INFO)
+        keep_log(dirs.run_dir)
         trainer = self._config.trainer
         self._config = self._config.model_copy(update={"trainer": trainer.in_run_dir(dirs.run_dir)})
         self._checkpoint_dir = self._config.trainer.checkpoint.checkpoint_dir

@@ -193,7 +193,11 @@ class Learner:
             raise UsageError(f"{self} has policy version {self._version}, the order is for {order.version}")
         prepare_thread(self._config.learner.threads)
         began = time.perf_counter()
-        experience = self._staged_batch(order.batch)
+        try:
+            experience = self._staged_batch(order.batch)
+        except BaseException:
+            self._group.leave()  # the others wait for this replica in their first gradient step: now they hear of it
+            raise
         ready = time.perf_counter()
         self._is_dirty = True
         losses, metrics, hyperparameters = self._update(order, experience)

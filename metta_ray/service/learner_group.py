@@ -125,6 +125,7 @@ class LearnerGroup:
         self._on_change = on_change
         self._generation = generation
         self._group = 0
+        self._damage: str | None = None
         self._durations = Durations()
 
     # Beginning.
@@ -210,52 +211,67 @@ class LearnerGroup:
         return futures
 
     def poll(self) -> Finished | None:
-        """The update that finished, if one has; repairs the group where a replica was lost.
+        """The update that finished, if one has; call ``mend`` when it is committed.
 
-        Raises BatchLost; TrainingDiverged; RunFailed or LearnersLost where nothing is left to go on from.
+        Where replicas were lost the others repeat it. Raises BatchLost; TrainingDiverged; RunFailed or LearnersLost
+        where nothing is left to go on from.
         """
         self._greet()
         update = self.update
         if update is None:
-            self._admit_newcomers()
             return None
-        heads = [answer[0] for answer in update.answers]
-        done = self._children.wait(heads, 0.0)
-        if not done:
-            if self._clock() - update.began > self._update_deadline():
-                self._durations.add(self._clock() - update.began)
-                self._recover(f"no answer in {self._clock() - update.began:.1f} s")
-            return None
-        return self._finish(update, heads)
+        leader = update.answers[0][0]
+        if self._children.wait([leader], 0.0):
+            return self._finish(update)
+        took = self._clock() - update.began
+        if took > self._update_deadline():
+            self._durations.add(took)
+            self._recover(f"no answer in {took:.1f} s")
+        return None
 
-    def _finish(self, update: Update, heads: list[Future]) -> Finished | None:
-        results: list[UpdateResult] = []
-        failure: Failure | None = None
-        for rank, head in enumerate(heads):
-            try:
-                results.append(self._children.result(head, GRACE_S if results or failure else self._update_deadline()))
-            except Exception as error:
-                _raise_what_repeating_cannot_cure(error)
-                failure = failure or failure_of(error)
-                if rank == 0:
-                    break
-        if failure is not None and (not results or results[0].rank != 0):
-            if failure.outcome is Outcome.DATA_LOST:
-                self.update = None
-                self._forget_staging(update.batch.number)
-                self._recover(failure.text)
-                raise BatchLost(update.batch.tickets, failure.text)
-            self._recover(failure.text)
-            return None
-        leader = update.answers[0]
-        self.committed = Committed(results[0].version, leader[1], leader[2])
+    def mend(self) -> None:
+        """Between two updates: makes the group whole again, and lets newcomers in that are ready.
+
+        Not before the last update is committed, for the replicas then forget that they have its result.
+        """
+        assert self.update is None
+        if self._damage is not None:
+            damage, self._damage = self._damage, None
+            self._recover(damage)
+        missing = self._config.learner.replicas - len(self.members) - len(self.newcomers)
+        self.newcomers += [self._start() for _ in range(missing)]
+        self._admit_newcomers()
+
+    def _finish(self, update: Update) -> Finished | None:
+        """The leader has answered; the others do so at about the same time."""
+        answers = [self._answer(answer[0]) for answer in update.answers]
+        results = [answer for answer in answers if not isinstance(answer, Failure)]
+        failures = [answer for answer in answers if isinstance(answer, Failure)]
+        if isinstance(answers[0], Failure):
+            lost = next((failure for failure in failures if failure.outcome is Outcome.DATA_LOST), None)
+            if lost is None:
+                self._recover(failures[0].text)
+                return None
+            self.update = None
+            self._forget_staging(update.batch.number)
+            self._recover(lost.text)
+            raise BatchLost(update.batch.tickets, lost.text)
+        _, weights, state = update.answers[0]
+        self.committed = Committed(answers[0].version, weights, state)
         self._forget_staging(update.batch.number)
         seconds = self._clock() - update.began
         self._durations.add(seconds)
         self.update = None
-        if failure is not None:  # the leader has the result; only the group must be made whole
-            self._recover(failure.text)
+        self._damage = failures[0].text if failures else None
         return Finished(update.batch, update.order, tuple(results), seconds)
+
+    def _answer(self, head: Future) -> UpdateResult | Failure:
+        try:
+            result: UpdateResult = self._children.result(head, GRACE_S)
+        except Exception as error:
+            _raise_what_repeating_cannot_cure(error)
+            return failure_of(error)
+        return result
 
     def save(self, checkpoint_dir: str, contents: Contents, snapshots: Mapping[int, Future], keep_last: int) -> Future:
         """Lets the leader write a checkpoint of the committed state, beside training."""
@@ -285,16 +301,7 @@ class LearnerGroup:
         logger.warning("learner group: %s; forming it anew", reason)
         update, staging = self.update, self.staging
         self.update, self.staging = None, []
-        survivors = self._living(self.members)
-        lost = [member for member in self.members if member not in survivors]
-        for member in lost:
-            self._end(member)
-        self.members = []
-        self.newcomers += [self._start() for _ in lost]
-        if not survivors:
-            survivors = self._await_newcomers()
-        assert self.committed is not None
-        self._form(survivors[: self._feasible(len(survivors))], keep=survivors)
+        self._form(self._replace_the_dead(self.members))
         for batch, _ in staging:
             self.stage(batch)
         if update is not None:
@@ -304,43 +311,38 @@ class LearnerGroup:
             self.update.attempt = update.attempt + 1
 
     def _admit_newcomers(self) -> None:
-        """Between two updates: newcomers that are ready join, if the batch can be shared among all."""
+        """Newcomers that are ready join, if a batch can be shared among more than now."""
         ready = [replica for replica in self.newcomers if replica.hello is None]
-        together = len(self.members) + len(ready)
-        if not ready or not self.members or self._feasible(together) != together:
+        if not self.members or self._feasible(len(self.members) + len(ready)) <= len(self.members):
             return
         staging, self.staging = self.staging, []
         self._form([*self.members, *ready])
         for batch, _ in staging:
             self.stage(batch)
 
-    def _form(self, replicas: Sequence[Replica], keep: Sequence[Replica] = ()) -> None:
-        """The replicas become ranks 0, 1, … of a new group with the committed state. Tries again without those that
-        are lost on the way. keep: replicas that stay known without a seat."""
-        assert self.committed is not None
-        replicas = list(replicas)
-        while replicas:
+    def _form(self, replicas: Sequence[Replica]) -> None:
+        """The replicas become ranks 0, 1, … of a new group with the committed state; those beyond the number that can
+        share a batch wait as newcomers. Tries again without those that are lost on the way."""
+        self.newcomers = list(dict.fromkeys([*replicas, *self.newcomers]))
+        self.members = []
+        while True:
+            replicas = replicas or self._await_newcomers()
+            seated = list(replicas[: self._feasible(len(replicas))])
             self._group += 1
             try:
-                self._join(replicas)
+                self._join(seated)
             except Exception as error:
                 if failure_of(error).outcome is Outcome.DATA_LOST or "ObjectLost" in repr(error):
                     raise LearnersLost(f"the committed state is lost: {error}") from None
-                logger.warning("learner group of %d could not be formed: %s", len(replicas), failure_of(error).text)
-                living = self._living(replicas)
-                for replica in replicas:
-                    if replica not in living:
-                        self._end(replica)
-                        self.newcomers.append(self._start())
+                logger.warning("learner group of %d could not be formed: %s", len(seated), failure_of(error).text)
+                living = self._replace_the_dead(replicas)
                 if len(living) == len(replicas):
                     raise
-                replicas = living[: self._feasible(len(living))] if living else self._await_newcomers()
+                replicas = living
                 continue
-            self.members = replicas
-            self.newcomers = [r for r in (*self.newcomers, *keep) if r not in replicas]
-            self.newcomers = list(dict.fromkeys(self.newcomers))
+            self.members = seated
+            self.newcomers = [replica for replica in self.newcomers if replica not in seated]
             return
-        raise LearnersLost("no learner replica is left")
 
     def _join(self, replicas: Sequence[Replica]) -> None:
         assert self.committed is not None
@@ -360,6 +362,15 @@ class LearnerGroup:
         ]
         for replica, future in zip(replicas, futures, strict=True):
             replica.info = self._children.result(future, FORMING_S)
+
+    def _replace_the_dead(self, replicas: Sequence[Replica]) -> list[Replica]:
+        """The living ones of these; for each of the others a newcomer is started."""
+        living = self._living(replicas)
+        for replica in replicas:
+            if replica not in living:
+                self._end(replica)
+                self.newcomers.append(self._start())
+        return living
 
     def _living(self, replicas: Sequence[Replica]) -> list[Replica]:
         """Those that answer in time, however busy they are: ``describe`` runs beside everything else."""
@@ -382,11 +393,12 @@ class LearnerGroup:
             self._greet()
             ready = [replica for replica in self.newcomers if replica.hello is None]
             if ready:
-                return ready[: self._feasible(len(ready))]
+                return ready
         raise LearnersLost(f"no learner replica became ready in {self._config.failure.start_deadline_s:.0f} s")
 
     def _greet(self) -> None:
-        """Hears newcomers out. One whose start failed is replaced; if all fail, the first error is raised."""
+        """Hears newcomers out. One whose start failed is replaced; before there is a state to go on from, its error is
+        raised: the others would fail like it."""
         waiting = [replica for replica in self.newcomers if replica.hello is not None]
         done = self._children.wait([replica.hello for replica in waiting], 0.0) if waiting else []
         for replica in waiting:
@@ -401,8 +413,7 @@ class LearnerGroup:
                     replica.hello = replica.child.call("describe")
                     continue
                 self._end(replica)
-                self.newcomers.remove(replica)
-                if not self.members:
+                if self.committed is None:
                     raise
                 self.spend_failure(failure.text)
                 self.newcomers.append(self._start())
@@ -414,6 +425,8 @@ class LearnerGroup:
         return Replica(child, child.call("describe"), self._clock())
 
     def _end(self, replica: Replica) -> None:
+        self.members = [member for member in self.members if member is not replica]
+        self.newcomers = [newcomer for newcomer in self.newcomers if newcomer is not replica]
         replica.child.kill(replica.info)
         self._on_change("left", replica.number, {})
 

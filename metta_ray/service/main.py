@@ -11,7 +11,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -23,16 +22,15 @@ from typing import Any
 from metta_ray.common.errors import ConfigError, MettaRayError, RunDirectoryInUse, RunUnreachableError
 from metta_ray.control.run_state import RunState
 from metta_ray.metrics.console import Display
-from metta_ray.service.connection import check_reachable
-from metta_ray.service.following import EXIT_CODES, show
+from metta_ray.rl.run_directories import check_run_name, name_from_time, set_run_aside
+from metta_ray.service.connection import cluster
+from metta_ray.service.following import exit_code, show
 from metta_ray.service.identity import coordinator_name, namespace_of
-from metta_ray.service.run_config import RunConfig, data_directory
+from metta_ray.service.run_config import JOB_VARIABLE, RunConfig, data_directory
 from metta_ray.service.run_handle import CoordinatorCall, RunHandle
 from metta_ray.service.sizes import Sizes, advice, resolved_sizes
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 3, 130
 HEARTBEAT_S = 1.0
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 SPARE_CPUS = 1
 
 
@@ -42,17 +40,19 @@ def run_training(config: RunConfig, *, display: Display) -> int:
     Raises ConfigError and its kind before anything is started.
     """
     data_dir = data_directory(config.data_dir, os.environ)
-    name = config.run or _name_from_time(data_dir)
+    name = config.run or name_from_time(data_dir)
+    check_run_name(name)
     config = config.model_copy(update={"run": name, "data_dir": str(data_dir)})
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if config.detach and address is None:
         raise ConfigError(
             "detach needs a cluster that outlives this process: give --address host:port (or set RAY_ADDRESS)"
         )
+    sizes, spec = _describe_environment(config)
     with ExitStack() as stack:
         session = stack.enter_context(_ray(config, address, display))
         interruption = stack.enter_context(Interruption())  # after Ray's start, which installs handlers of its own
-        handle = _start_or_find(config, name, data_dir, session, display)
+        handle = _start_or_find(config, name, data_dir, session, display, sizes, spec)
         return _stay(handle, config, display, interruption)
 
 
@@ -82,39 +82,27 @@ class Interruption:
 @contextmanager
 def _ray(config: RunConfig, address: str | None, display: Display) -> Iterator[dict[str, Any]]:
     """A connection to the named cluster, or a Ray of our own that ends with the block."""
-    if address is None:
-        _prepare_environment(config.cluster.auth)
-    import ray
-
     namespace = namespace_of(str(config.run))
-    if address is not None:
-        check_reachable(address)
-        try:
-            ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.WARNING)
-        except Exception as error:
-            raise RunUnreachableError(
-                f"no connection to the Ray cluster at {address}: {error}; a missing or wrong token looks the same: "
-                "RAY_AUTH_MODE and RAY_AUTH_TOKEN must be those of the cluster"
-            ) from None
-    else:
-        _start_embedded(config, namespace, display)
-    try:
+    with cluster(address, namespace) if address is not None else _embedded(config, namespace, display):
+        import ray
+
         context = ray.get_runtime_context()
         yield {
             "ray_address": address if address not in (None, "auto") else context.gcs_address,
-            "dashboard_url": _dashboard_url(config, address),
+            "dashboard_url": _dashboard_url(),
             "data_dir": config.data_dir,
             "job_id": _submission_id(),
             "driver_pid": os.getpid(),
         }
-    finally:
-        ray.shutdown()
 
 
 def _prepare_environment(auth: str) -> None:
     """Ray reads these when it is imported. The mode is always explicit: Ray's default depends on a file at home."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["RAY_AUTH_MODE"] = auth
+    # Environments and networks in the user's own files are imported from here, in every process.
+    paths = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     if auth == "token" and "RAY_AUTH_TOKEN" not in os.environ:
         path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
         if not path.exists():
@@ -124,7 +112,10 @@ def _prepare_environment(auth: str) -> None:
             os.close(descriptor)
 
 
-def _start_embedded(config: RunConfig, namespace: str, display: Display) -> None:
+@contextmanager
+def _embedded(config: RunConfig, namespace: str, display: Display) -> Iterator[None]:
+    """A Ray on this machine that ends with the block."""
+    _prepare_environment(config.cluster.auth)
     import ray
 
     cluster = config.cluster
@@ -143,6 +134,10 @@ def _start_embedded(config: RunConfig, namespace: str, display: Display) -> None
     if cluster.dashboard and context.dashboard_url:
         token = "; its token: ray get-auth-token" if cluster.auth == "token" else ""
         display.note(f"Ray dashboard: http://{context.dashboard_url}{token}")
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _enough_cpus(config: RunConfig) -> int:
@@ -159,11 +154,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _dashboard_url(config: RunConfig, address: str | None) -> str | None:
-    from ray._private.worker import global_worker
-
-    del config, address
-    url = getattr(getattr(global_worker, "node", None), "webui_url", None)
+def _dashboard_url() -> str | None:
+    """Ray has no public way to ask a connected driver for it."""
+    try:
+        from ray._private.worker import get_dashboard_url
+    except ImportError:
+        return None
+    url = get_dashboard_url()  # type: ignore[no-untyped-call]
     return f"http://{url}" if url else None
 
 
@@ -180,7 +177,13 @@ def _submission_id() -> str | None:
 
 
 def _start_or_find(
-    config: RunConfig, name: str, data_dir: Path, session: dict[str, Any], display: Display
+    config: RunConfig,
+    name: str,
+    data_dir: Path,
+    session: dict[str, Any],
+    display: Display,
+    sizes: Sizes,
+    spec: dict[str, Any],
 ) -> RunHandle:
     import ray
 
@@ -195,12 +198,9 @@ def _start_or_find(
         _await_end_of(name)
     except ValueError:
         pass
-    sizes, spec = _describe_environment(config)
     for sentence in advice(config, sizes):
         display.note(f"note: {sentence}")
     if config.new:
-        from metta_ray.rl.run_directories import set_run_aside
-
         aside = set_run_aside(name, data_dir)
         if aside is not None:
             display.note(f"the run of that name is kept as {aside.name}")
@@ -210,9 +210,11 @@ def _start_or_find(
 def _describe_environment(config: RunConfig) -> tuple[Sizes, dict[str, Any]]:
     """Builds the environment once: what cannot work is refused here, before any actor."""
     from metta_ray.agent import spec_json
+    from metta_ray.agent.agent_config import agent_config_from
     from metta_ray.rl.vecenv import training_factory
 
     spec = training_factory(config.trainer).spec()
+    agent_config_from(config.agent, default_architecture="mlp" if spec.vocabulary is None else "default")
     return resolved_sizes(config, spec.agents_per_env), spec_json.to_json(spec)
 
 
@@ -286,16 +288,4 @@ def _stay(handle: RunHandle, config: RunConfig, display: Display, interruption: 
 def _end(handle: RunHandle, state: RunState, result: dict[str, Any]) -> int:
     with suppress(MettaRayError):  # it may have left already
         handle.close()
-    if state is RunState.FAILED:
-        print(f"error: {result.get('text', 'the run failed')}", file=sys.stderr, flush=True)
-        return BAD_INPUT if result.get("bad_input") else FAILED
-    return EXIT_CODES[state]
-
-
-def _name_from_time(data_dir: Path) -> str:
-    name = time.strftime("run_%Y%m%d_%H%M%S")
-    candidate, number = name, 1
-    while (data_dir / candidate).exists():
-        number += 1
-        candidate = f"{name}_{number}"
-    return candidate
+    return exit_code(state, result)

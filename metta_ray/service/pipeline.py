@@ -176,7 +176,7 @@ class TrainingPipeline:
     def _accept(self, member: Member, header: FragmentHeader, fragment: Future) -> None:
         ledger, ticket = self._books.ledger, header.ticket
         state = ledger.state_of(ticket)
-        if state is None or ticket in self._queue:
+        if state is None or ticket in self._queue or ticket in self._in_batch:
             return  # closed meanwhile, or answered twice
         if state is TicketState.IN_FLIGHT:
             record = {"kind": "deliver", "ticket": ticket, "version": header.policy_version}
@@ -220,6 +220,8 @@ class TrainingPipeline:
                 self._commit(finished)
         except BatchLost as lost:
             self._lose_batch(lost)
+        if self._learners.update is None and self._learners.members:
+            self._learners.mend()
         if self._staged is None and self._learners.members:
             self._stage()
         if self._staged is not None and self._learners.update is None and self._learners.members:
