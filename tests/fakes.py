@@ -364,15 +364,18 @@ class FakeLearner(FakeChild):
         directory, contents = call.args[0], call.args[1]
         call.answer(Saved(f"{directory}/model_{contents.version:04d}", 1, 0.0))
 
-    def finish(self, call: Call) -> None:
-        """The update's end, which all replicas reach together."""
-        order: UpdateOrder = call.args[0]
+    def has_its_share(self, call: Call) -> bool:
+        """Whether its fragments of the batch are there; without them it leaves the update."""
         try:
-            for fragment in self.staged.pop(order.batch):
+            for fragment in self.staged[call.args[0].batch]:
                 _ = fragment.value
         except ObjectLostError as error:
             call.fail(raised(error))
-            return
+        return not call.is_done
+
+    def finish(self, call: Call) -> None:
+        """The update's end, which all replicas reach together."""
+        order: UpdateOrder = call.args[0]
         self.version, self.history = order.version + 1, (*self.history, *order.tickets)
         result = UpdateResult(
             incarnation=self.identity.incarnation,
@@ -488,8 +491,12 @@ class FakeChildren:
         if any(learner.is_frozen for learner, _ in together):
             return
         if together and len(together) == together[0][0].world_size:
-            for learner, call in together:
-                learner.finish(call)
+            missing = [learner for learner, call in together if not learner.has_its_share(call)]
+            if not missing:
+                for learner, call in together:
+                    learner.finish(call)
+            else:
+                self.break_update(group)
 
     def _in_update(self, group: int) -> list[tuple[FakeLearner, Call]]:
         members = [learner for learner in self.learners if learner.group == group]
