@@ -337,7 +337,7 @@ class FakeLearner(FakeChild):
         call.answer(self.info())
 
     def on_stage(self, call: Call) -> None:
-        _, group, batch, fragments = call.args
+        _, group, batch, fragments, _ = call.args
         assert group == self.group
         self.staged[batch] = list(fragments)
         try:

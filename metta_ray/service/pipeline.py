@@ -312,7 +312,7 @@ class TrainingPipeline:
         if committed is None or self.is_finished:
             return
         workers = self._pool.ready
-        if self._is_synchronous and len(workers) < self._pool.wanted:
+        if self._is_synchronous and len(workers) < self._pool.to_be_filled:
             return  # the same workers make each batch
         credits = self._credits()
         turn = 0

@@ -161,6 +161,11 @@ class RolloutPool:
         return [self.members[slot] for slot in sorted(self.members) if self.members[slot].state is MemberState.READY]
 
     @property
+    def to_be_filled(self) -> int:
+        """How many slots have a worker or are to get one: those wanted, without those given up."""
+        return sum(slot not in self.given_up for slot in range(self.wanted))
+
+    @property
     def starting(self) -> list[Member]:
         return [member for member in self.members.values() if member.state is MemberState.STARTING]
 

@@ -57,7 +57,8 @@ class Group:
     def batch(self) -> Batch:
         """Of new fragments."""
         tickets = tuple(itertools.islice(self._tickets, FRAGMENTS))
-        return Batch(next(self._batches), tickets, tuple(self.fragment(ticket) for ticket in tickets))
+        fragments = tuple(self.fragment(ticket) for ticket in tickets)
+        return Batch(next(self._batches), tickets, fragments, origins=tuple((0, ticket) for ticket in tickets))
 
     def fragment(self, ticket: int) -> FakeFuture:
         call = Call("collect", (), 1)
