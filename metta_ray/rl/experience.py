@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -31,6 +31,14 @@ Minibatch = dict[str, Tensor]
 # Observation tokens are stored in this width and its multiples; what is beyond the longest list is padding.
 TOKEN_BLOCK = 16
 PADDING = 255
+
+
+class Origin(NamedTuple):
+    """Whose rows a block is. agents: tells groups of agents apart. continues: the block goes on where the one of the
+    same agents that was seen before it ended."""
+
+    agents: int = 0
+    continues: bool = True
 
 
 class Experience:
@@ -108,6 +116,7 @@ class Experience:
         self._seed = torch.initial_seed()
         self._generator = random_stream(MINIBATCHES, device)
         self.rollout_id = 0
+        self.origins = [Origin()] * self._segments_per_agent
 
     # Filling
 
@@ -294,7 +303,7 @@ class Experience:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What outlives a batch: agents' recurrent state, mean rewards, and the root of chance. Valid between two rollouts."""
+        """What outlives a batch: agents' recurrent state, mean rewards, root of chance. Valid between two rollouts."""
         return {
             "rollout_state": self.rollout_state.state_dict(),
             "mean_reward": self._mean_reward.cpu().numpy(),
@@ -311,8 +320,11 @@ class Experience:
         closed; they are overwritten by the next rollout."""
         return {name: tensor.cpu().numpy() for name, tensor in self._fragment_tensors().items()}
 
-    def add_fragment(self, first_row: int, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Copies the rows that another Experience collected to ``first_row …``."""
+    def add_fragment(
+        self, first_row: int, arrays: Mapping[str, np.ndarray[Any, Any]], origin: Origin | None = None
+    ) -> None:
+        """Copies the rows that another Experience collected to ``first_row …``, of as many agents as this one has."""
+        self.origins[first_row // self.total_agents] = origin or Origin()
         obs = arrays["obs"]
         rows = slice(first_row, first_row + len(obs))
         if self._stores_tokens and obs.shape[2] > self.obs.shape[2]:
@@ -329,7 +341,8 @@ class Experience:
         self.rollout_id += 1
 
     def agent_rows(self) -> list[Tensor]:
-        """Row indices ``(N,)`` of all agents' first segments, then of their second ones, and so on."""
+        """Row indices ``(N,)`` of all agents' first segments, then of their second ones, and so on; ``origins`` says
+        whose they are."""
         rows = torch.arange(self.segments, device=self.device).view(-1, self.total_agents)
         return list(rows.unbind())
 

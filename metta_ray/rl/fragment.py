@@ -27,6 +27,7 @@ class FragmentHeader:
     stats: dotted path → values of those episodes, as ``accumulate_rollout_stats`` gathers them.
     seconds: where the worker's time went: ``environment``, ``inference``, ``transport``, ``waiting``.
     fault: why it must not be trained on (a number that is none), or None.
+    sequence: how many fragments this life of the worker made before it.
     """
 
     run: str
@@ -44,6 +45,7 @@ class FragmentHeader:
     seconds: Mapping[str, float] = field(default_factory=dict)
     fault: str | None = None
     policy_id: str = "main"
+    sequence: int = 0
 
     @property
     def agent_steps(self) -> int:

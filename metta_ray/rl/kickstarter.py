@@ -16,8 +16,9 @@ from metta_ray.agent.metta_agent import MettaAgent
 from metta_ray.agent.policy_state import PolicyState
 from metta_ray.agent.policy_store import PolicyStore
 from metta_ray.common.errors import ConfigError
+from metta_ray.envs.env_spec import EnvSpec
 from metta_ray.envs.vecenv import VecEnv
-from metta_ray.rl.experience import Experience, Minibatch
+from metta_ray.rl.experience import Experience, Minibatch, Origin
 from metta_ray.rl.kickstarter_config import KickstartConfig
 
 
@@ -26,7 +27,7 @@ class _Teacher:
     policy: MettaAgent
     action_loss_coef: float
     value_loss_coef: float
-    state: PolicyState = field(default_factory=PolicyState)
+    states: dict[int, PolicyState] = field(default_factory=dict)
     log_probs: Tensor = field(default_factory=lambda: torch.empty(0))
     values: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -35,7 +36,8 @@ class Kickstarter:
     """Teachers, what they would have done in the current batch, and how much that counts now.
 
     Each teacher reads every batch once, in order, with recurrent state of its own that continues from batch to
-    batch. Raises ConfigError if a teacher's actions are not those of the environment.
+    batch, for each group of agents whose rows ``experience.origins`` tells apart.
+    Raises ConfigError if a teacher's actions are not those of the environment.
     """
 
     def __init__(
@@ -43,23 +45,24 @@ class Kickstarter:
         config: KickstartConfig,
         device: torch.device | str,
         policy_store: PolicyStore | None,
-        env: VecEnv,
+        env: VecEnv | EnvSpec,
     ):
         self.config = config
         self._rollout_id = -1
         teachers = config.teachers
         if teachers and policy_store is None:
             raise ConfigError(f"kickstart has {len(teachers)} teachers but no policy_store to load them from")
-        if teachers and isinstance(env.driver_env.action_space, gymnasium.spaces.Box):
+        spec = env if isinstance(env, EnvSpec) else env.driver_env
+        if teachers and isinstance(spec.action_space, gymnasium.spaces.Box):
             raise ConfigError(
-                f"kickstart compares probabilities of discrete actions, but {env.driver_env.name} has "
-                f"{env.driver_env.action_space}; leave kickstart.teacher_uri out"
+                f"kickstart compares probabilities of discrete actions, but {spec.name} has "
+                f"{spec.action_space}; leave kickstart.teacher_uri out"
             )
         self.teachers: list[_Teacher] = []
         for teacher in teachers:
             assert policy_store is not None
             policy = policy_store.policy_record(teacher.teacher_uri, selector="latest").policy
-            policy.adapt_to(env.driver_env)
+            policy.adapt_to(spec)
             policy.to(device).eval()
             self.teachers.append(_Teacher(policy, teacher.action_loss_coef, teacher.value_loss_coef))
 
@@ -111,8 +114,11 @@ class Kickstarter:
 
     def state_dict(self) -> dict[str, Any]:
         """Recurrent state per teacher; valid between two epochs."""
-        states = [(teacher.state.lstm_h, teacher.state.lstm_c) for teacher in self.teachers]
-        return {"teachers": [[None if part is None else part.cpu().numpy() for part in state] for state in states]}
+
+        def arrays(state: PolicyState) -> list[Any]:
+            return [None if part is None else part.cpu().numpy() for part in (state.lstm_h, state.lstm_c)]
+
+        return {"teachers": [{number: arrays(state) for number, state in one.states.items()} for one in self.teachers]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError for the state of another number of teachers."""
@@ -120,8 +126,9 @@ class Kickstarter:
             raise ValueError(f"state of {len(state['teachers'])} kickstart teachers, here are {len(self.teachers)}")
         for teacher, saved in zip(self.teachers, state["teachers"], strict=True):
             device = next(teacher.policy.parameters()).device
-            parts = [None if part is None else torch.from_numpy(part).to(device) for part in saved]
-            teacher.state.lstm_h, teacher.state.lstm_c = parts
+            for number, arrays in saved.items():
+                h, c = (None if part is None else torch.from_numpy(part).to(device) for part in arrays)
+                teacher.states[number] = PolicyState(lstm_h=h, lstm_c=c)
 
     @torch.no_grad()
     def _read(self, experience: Experience) -> None:
@@ -130,13 +137,18 @@ class Kickstarter:
             return
         self._rollout_id = experience.rollout_id
         for teacher in self.teachers:
-            parts = [self._read_rows(teacher, experience, rows) for rows in experience.agent_rows()]
+            blocks = zip(experience.agent_rows(), experience.origins, strict=True)
+            parts = [self._read_rows(teacher, experience, rows, origin) for rows, origin in blocks]
             log_probs, values = (torch.cat(part) for part in zip(*parts, strict=True))
             teacher.log_probs, teacher.values = log_probs, values
 
-    def _read_rows(self, teacher: _Teacher, experience: Experience, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _read_rows(
+        self, teacher: _Teacher, experience: Experience, rows: Tensor, origin: Origin
+    ) -> tuple[Tensor, Tensor]:
         batch = experience.inputs(rows)
-        state = teacher.state
+        if not origin.continues:
+            teacher.states.pop(origin.agents, None)
+        state = teacher.states.setdefault(origin.agents, PolicyState())
         state.resets = batch["dones"] > 0
         state.last_actions, state.last_rewards = batch["last_actions"], batch["rewards"]
         _, _, _, values, log_probs = teacher.policy(batch["obs"], state, batch["actions"])

@@ -15,6 +15,8 @@ from torch import Tensor
 from metta_ray.agent.policy_state import PolicyState
 from metta_ray.rl.random_streams import ACTIONS, random_stream
 
+_SAVED = ("lstm_h", "lstm_c", "last_actions", "is_new")
+
 
 class RolloutState:
     """Recurrent state and last action per agent.
@@ -69,12 +71,14 @@ class RolloutState:
         self.is_new[rows] = False
 
     def state_dict(self) -> dict[str, Any]:
-        arrays = {name: getattr(self, name).cpu().numpy().copy() for name in ("lstm_h", "lstm_c", "last_actions", "is_new")}
+        arrays = {
+            name: getattr(self, name).cpu().numpy().copy() for name in ("lstm_h", "lstm_c", "last_actions", "is_new")
+        }
         return {**arrays, "generator": self.generator.get_state().numpy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError where shapes differ (another number of agents or another policy)."""
-        for name in ("lstm_h", "lstm_c", "last_actions", "is_new"):
+        for name in _SAVED:
             tensor, array = getattr(self, name), np.asarray(state[name])
             if tuple(tensor.shape) != array.shape:
                 raise ValueError(f"rollout state {name} has shape {array.shape}, expected {tuple(tensor.shape)}")

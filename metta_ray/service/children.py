@@ -48,6 +48,10 @@ class Children(Protocol):
         """The value; raises what the call raised, or what became of the process."""
         ...
 
+    def leaving_nodes(self) -> set[str]:
+        """Ids of nodes that will soon be taken away."""
+        ...
+
     def missing_resources(self, role: str, count: int) -> str | None:
         """What ``count`` more children of a role would need and the cluster has not free now; None if it has."""
         ...

@@ -56,6 +56,7 @@ logger = logging.getLogger(__name__)
 TURN_S = 0.05
 STATUS_EVERY_S = 0.25
 RECORD_EVERY_S = 1.0
+NODES_EVERY_S = 1.0
 LINGER_S = 5.0
 COMMAND_S = 60.0
 CHECKPOINT_COMMAND_S = 180.0
@@ -88,7 +89,9 @@ class Coordinator:
         self._evaluation: EvaluationJob | None = None
         self._epoch: dict[str, Any] = {}
         self._status: Reply = {}
-        self._status_at = self._record_at = self._lease_at = float("-inf")
+        self._status_at = self._record_at = self._lease_at = self._nodes_at = float("-inf")
+        self._left_nodes: set[str] = set()
+        self._checked: set[str] = set()
         self._refresh_status()
         threading.Thread(target=self._live, name="pipeline", daemon=True).start()
 
@@ -164,8 +167,11 @@ class Coordinator:
             self._pipeline.step(TURN_S)
         except LearnersLost as error:
             self._go_back(error)
+        for member in self._pool.ready:
+            self._require_same_versions(str(member.child.identity), member.info)
         self._save_if_wanted()
         self._look_after_drivers()
+        self._look_after_nodes()
         self._keep_up_appearances()
 
     def _open(self) -> None:
@@ -577,6 +583,22 @@ class Coordinator:
                 self._announcer.event("driver_lost", f"the driver was not heard of for {now - seen:.0f} s")
                 self._end(RunState.STOPPED, "its driver is gone")
 
+    def _look_after_nodes(self) -> None:
+        """A node that will be taken away loses no work: its workers finish what they owe, and all is saved."""
+        now = self._clock()
+        if now - self._nodes_at < NODES_EVERY_S:
+            return
+        self._nodes_at = now
+        leaving = self._children.leaving_nodes()
+        moved = self._pool.leave_nodes(leaving)
+        learners = [replica for replica in self._learners.members if replica.info and replica.info.node_id in leaving]
+        if moved or (learners and not leaving <= self._left_nodes):
+            children = [member.child for member in moved] + [replica.child for replica in learners]
+            names = ", ".join(str(child.identity) for child in children)
+            self._announcer.event("preempted", f"a node will be taken away; {names} leave it, and a checkpoint is made")
+            self._checkpointer.want()
+        self._left_nodes |= leaving
+
     def _keep_up_appearances(self) -> None:
         now, failure = self._clock(), self._config.failure
         if now - self._lease_at > max(failure.heartbeat_s, failure.lease_s / 10):
@@ -694,9 +716,11 @@ class Coordinator:
             self._announcer.event("learner_left", f"learner-{number} left")
 
     def _require_same_versions(self, who: str, info: ProcessInfo | None) -> None:
+        if info is None or info.incarnation in self._checked:
+            return
+        self._checked.add(info.incarnation)
         own = package_versions()
-        for package in MUST_AGREE if info is not None else ():
-            assert info is not None
+        for package in MUST_AGREE:
             if own.get(package) != info.versions.get(package):
                 raise ConfigError(
                     f"{package} is {own.get(package)} on the coordinator's node and {info.versions.get(package)} on "

@@ -27,12 +27,17 @@ class EpochGatherer:
         self._learner_seconds: dict[str, float] = defaultdict(float)
         self._last = now
 
-    def fragment(self, header: FragmentHeader) -> None:
+    def fragment(self, header: FragmentHeader, without_order: float) -> None:
+        """without_order: how long nothing was ordered from the worker while it waited; the rest it waited for what
+        was on its way, which is transport."""
         for path, values in header.stats.items():
             self._stats.setdefault(path, []).extend(values)
         self._returns.extend(header.stats.get("episode/return", ()))
         for name, seconds in header.seconds.items():
             self._worker_seconds[name] += seconds
+        on_its_way = max(0.0, header.seconds.get("waiting", 0.0) - without_order)
+        self._worker_seconds["waiting"] -= on_its_way
+        self._worker_seconds["transport"] += on_its_way
 
     def staged(self, staged: Sequence[Staged]) -> None:
         for one in staged:

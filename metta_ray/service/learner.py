@@ -30,9 +30,10 @@ from metta_ray.common.util.typed_config import apply_overrides
 from metta_ray.envs.env_spec import EnvSpec
 from metta_ray.rl.diagnostics import gradient_stats, profiled_epoch
 from metta_ray.rl.distributed import wrap_agent_distributed
-from metta_ray.rl.experience import Experience
+from metta_ray.rl.experience import Experience, Origin
 from metta_ray.rl.hyperparameter_schedule import HyperparameterScheduler
 from metta_ray.rl.initial_policy import load_initial_policy
+from metta_ray.rl.kickstarter import Kickstarter
 from metta_ray.rl.losses import Losses
 from metta_ray.rl.optimizer import Optimizer
 from metta_ray.rl.random_streams import UPDATES, stream_seed
@@ -94,6 +95,8 @@ class Learner:
         self._last: Trained | None = None
         self._saved_agent: MettaAgent | None = None
         self._store = PolicyStore(device="cpu")
+        kickstart = self._config.trainer.kickstart
+        self._kickstarter = Kickstarter(kickstart, self._device, self._store, self._spec)
 
     def __repr__(self) -> str:
         return str(self.identity)
@@ -144,15 +147,24 @@ class Learner:
         self._root = torch.initial_seed()
         self._use(self._settings)
         self._buffers = [self._new_experience(), self._new_experience()]
+        self._newest_fragment: dict[int, int] = {}
         self._staged: dict[int, threading.Event] = {}
         self._stage_errors: dict[int, BaseException] = {}
         return ProcessInfo.of_this_process(self.identity.incarnation)
 
     # Training.
 
-    def stage(self, generation: int, group: int, batch: int, fragments: Sequence[Any]) -> Staged:
+    def stage(
+        self,
+        generation: int,
+        group: int,
+        batch: int,
+        fragments: Sequence[Any],
+        origins: Sequence[tuple[int, int]] | None = None,
+    ) -> Staged:
         """Copies the fragments (references), in order, into the buffer of ``batch``; they may go afterwards.
 
+        origins: (worker, number of its fragment) of each, for teachers that remember.
         At most one batch beyond that in training may be staged.
         """
         self._obey(generation)
@@ -162,11 +174,11 @@ class Learner:
         try:
             row = 0
             experience.begin_batch()
-            for reference in fragments:
+            for reference, origin in zip(fragments, origins or [(0, -1)] * len(fragments), strict=True):
                 began = time.perf_counter()
                 arrays = fetch(reference, FETCH_TIMEOUT_S).arrays()
                 fetched = time.perf_counter()
-                experience.add_fragment(row, arrays)
+                experience.add_fragment(row, arrays, self._origin(*origin))
                 row += len(arrays["last_values"])
                 size += sum(array.nbytes for array in arrays.values())
                 fetching += fetched - began
@@ -286,7 +298,7 @@ class Learner:
                 self._optimizer,
                 experience,
                 self._trainer,
-                None,
+                self._kickstarter,
                 order.agent_step,
                 order.version,
                 losses,
@@ -298,6 +310,12 @@ class Learner:
         if should_run_on_interval(epoch, self._trainer.grad_mean_variance_interval):
             metrics = gradient_stats(self._policy)
         return losses, metrics, hyperparameters
+
+    def _origin(self, worker: int, sequence: int) -> Origin:
+        """A teacher's memory goes on where this replica saw the fragment before this one."""
+        continues = self._newest_fragment.get(worker) == sequence - 1
+        self._newest_fragment[worker] = sequence
+        return Origin(worker, continues)
 
     def _staged_batch(self, batch: int) -> Experience:
         if not self._staged.setdefault(batch, threading.Event()).wait(FETCH_TIMEOUT_S):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from metta_ray.control.deadlines import Durations
 from metta_ray.service.causes import Failure, Outcome, failure_of
 from metta_ray.service.children import Child, Children, Future
 from metta_ray.service.identity import Identity
-from metta_ray.service.orders import Contents, GroupPlace, Restored, UpdateOrder, UpdateResult
+from metta_ray.service.orders import Contents, GroupPlace, Restored, Staged, UpdateOrder, UpdateResult
 from metta_ray.service.process_info import ProcessInfo
 from metta_ray.service.run_config import RunConfig
 from metta_ray.service.sizes import Sizes
@@ -55,11 +56,12 @@ class Replica:
 
 @dataclass(frozen=True)
 class Batch:
-    """tickets and fragments (references), in the order they are trained on."""
+    """tickets, fragments (references) and origins (worker, number of its fragment), in the order of training."""
 
     number: int
     tickets: tuple[int, ...]
     fragments: tuple[Future, ...]
+    origins: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,12 @@ class Update:
 
 @dataclass(frozen=True)
 class Finished:
-    """results: of all replicas that answered, the leader's first."""
+    """results: of all replicas that answered, the leader's first. staged: how their share of the batch got there."""
 
     batch: Batch
     order: UpdateOrder
     results: tuple[UpdateResult, ...]
+    staged: tuple[Staged, ...]
     seconds: float
 
 
@@ -192,6 +195,7 @@ class LearnerGroup:
                 self._group,
                 batch.number,
                 list(batch.fragments[rank * share : (rank + 1) * share]),
+                batch.origins[rank * share : (rank + 1) * share],
             )
             for rank, member in enumerate(self.members)
         ]
@@ -258,12 +262,13 @@ class LearnerGroup:
             raise BatchLost(update.batch.tickets, lost.text)
         _, weights, state = update.answers[0]
         self.committed = Committed(answers[0].version, weights, state)
+        staged = self._staged_times(update.batch.number)
         self._forget_staging(update.batch.number)
         seconds = self._clock() - update.began
         self._durations.add(seconds)
         self.update = None
         self._damage = failures[0].text if failures else None
-        return Finished(update.batch, update.order, tuple(results), seconds)
+        return Finished(update.batch, update.order, tuple(results), staged, seconds)
 
     def _answer(self, head: Future) -> UpdateResult | Failure:
         try:
@@ -445,6 +450,15 @@ class LearnerGroup:
             if whole and trainer.minibatch_size % (count * trainer.bptt_horizon) == 0:
                 return count
         return 0
+
+    def _staged_times(self, batch: int) -> tuple[Staged, ...]:
+        """For monitoring alone: what is not there is left out."""
+        futures = [future for entry, futures in self.staging if entry.number == batch for future in futures]
+        times = []
+        for future in self._children.wait(futures, 0.0):
+            with suppress(Exception):
+                times.append(self._children.result(future, 0.1))
+        return tuple(times)
 
     def _forget_staging(self, batch: int) -> None:
         self.staging = [entry for entry in self.staging if entry[0].number != batch]

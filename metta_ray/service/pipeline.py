@@ -171,10 +171,11 @@ class TrainingPipeline:
             if self._is_synchronous and any(True for _ in earlier):
                 return
             event = self._arrived.pop(ticket)
-            self._accept(event.member, event.header, event.fragment)
+            self._accept(event)
 
-    def _accept(self, member: Member, header: FragmentHeader, fragment: Future) -> None:
-        ledger, ticket = self._books.ledger, header.ticket
+    def _accept(self, event: Delivered) -> None:
+        header, ledger = event.header, self._books.ledger
+        ticket = header.ticket
         state = ledger.state_of(ticket)
         if state is None or ticket in self._queue or ticket in self._in_batch:
             return  # closed meanwhile, or answered twice
@@ -182,16 +183,16 @@ class TrainingPipeline:
             record = {"kind": "deliver", "ticket": ticket, "version": header.policy_version}
             outcomes = [list(outcome) for outcome in header.outcomes]
             self._books.record({**record, "counted": header.counted_steps, "outcomes": outcomes})
-            self._gatherer.fragment(header)
+            self._gatherer.fragment(header, event.without_order)
         self._fragment_bytes = max(self._fragment_bytes, header.size_bytes)
-        decision = self._admit(header, known=member.child.identity.incarnation)
+        decision = self._admit(header, known=event.member.child.identity.incarnation)
         if isinstance(decision, Drop):
             self._close("drop", ticket, decision.reason)
             self._on_event(
                 "dropped", f"the fragment of ticket {ticket} is dropped, {decision.reason}: {decision.detail}"
             )
         else:
-            self._queue[ticket] = Waiting(header, fragment, ledger.version)
+            self._queue[ticket] = Waiting(header, event.fragment, ledger.version)
 
     def _admit(self, header: FragmentHeader, known: str) -> Any:
         return admit(
@@ -247,9 +248,12 @@ class TrainingPipeline:
         )
         if not tickets:
             return
-        self._staged = Batch(self._next_batch, tuple(tickets), tuple(self._queue[t].fragment for t in tickets))
+        chosen = {ticket: self._queue.pop(ticket) for ticket in tickets}
+        self._in_batch |= chosen
+        fragments = tuple(waiting.fragment for waiting in chosen.values())
+        origins = tuple((waiting.header.stream, waiting.header.sequence) for waiting in chosen.values())
+        self._staged = Batch(self._next_batch, tuple(tickets), fragments, origins)
         self._next_batch += 1
-        self._in_batch |= {ticket: self._queue.pop(ticket) for ticket in tickets}
         self._learners.stage(self._staged)
 
     def _update_order(self, batch: Batch) -> UpdateOrder:
@@ -277,6 +281,7 @@ class TrainingPipeline:
         for ticket, header in zip(order.tickets, headers, strict=True):
             self._settle(ticket, header.stream)
         self._compare(finished)
+        self._gatherer.staged(finished.staged)
         record = self._gatherer.finish(
             self._clock(),
             finished.results,

@@ -21,7 +21,7 @@ from metta_ray.service.actors import EvaluatorActor, LearnerActor, RolloutWorker
 from metta_ray.service.children import Future
 from metta_ray.service.identity import Identity, namespace_of
 from metta_ray.service.process_info import ProcessInfo
-from metta_ray.service.ray_facts import free_resources
+from metta_ray.service.ray_facts import draining_nodes, free_resources
 from metta_ray.service.run_config import RunConfig
 
 _CLASSES = {"rollout": RolloutWorkerActor, "learner": LearnerActor, "evaluator": EvaluatorActor}
@@ -97,6 +97,9 @@ class RayChildren:
 
     def result(self, future: Future, timeout_s: float = 5.0) -> Any:
         return ray.get(future, timeout=timeout_s)
+
+    def leaving_nodes(self) -> set[str]:
+        return draining_nodes()
 
     def missing_resources(self, role: str, count: int) -> str | None:
         need, free = self._needed(role), free_resources()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -65,6 +65,8 @@ class Member:
     settled: list[int] = field(default_factory=list)
     heartbeat: Future | None = None
     last_sign: float = 0.0
+    idle_since: float | None = None  # without an order since then
+    without_order: float = 0.0  # seconds, since the last delivery
 
     @property
     def number(self) -> int:
@@ -89,11 +91,13 @@ class Ready:
 
 @dataclass(frozen=True)
 class Delivered:
-    """fragment: reference to the arrays."""
+    """fragment: reference to the arrays. without_order: how long, since its last delivery, the worker had no order,
+    in seconds; what it waited beyond that it spent on the way."""
 
     member: Member
     header: FragmentHeader
     fragment: Future
+    without_order: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,11 @@ class RolloutPool:
 
     def order(self, member: Member, ticket: Ticket) -> None:
         header, fragment = member.child.call("collect", ticket, results=2)
-        member.orders.append(Order(ticket, header, fragment, self._clock()))
+        now = self._clock()
+        if member.idle_since is not None:
+            member.without_order += now - member.idle_since
+            member.idle_since = None
+        member.orders.append(Order(ticket, header, fragment, now))
         member.settled.clear()
 
     def snapshots(self) -> dict[int, Future]:
@@ -214,6 +222,16 @@ class RolloutPool:
             if future in done:
                 events += self._answered(member, future)
         return events + self._overdue()
+
+    def leave_nodes(self, nodes: Collection[str]) -> list[Member]:
+        """Drains the workers of nodes that will be taken away, and lets others begin in their slots at once."""
+        leaving = [m for m in self.members.values() if m.info is not None and m.info.node_id in nodes]
+        for member in leaving:
+            member.state = MemberState.DRAINING
+            del self.members[member.slot]
+            self._retiring.append(member)
+            self.failures[Cause.PREEMPTED] += 1
+        return leaving
 
     def stop(self) -> list[Event]:
         """Ends all workers at once."""
@@ -308,6 +326,8 @@ class RolloutPool:
             self._ever_ready, self._failed_starts = True, 0
             if member.orders:
                 member.orders[0].begun = now
+            else:
+                member.idle_since = now
             return [Ready(member)]
         if future is member.heartbeat:
             member.heartbeat, member.info = None, value
@@ -319,8 +339,11 @@ class RolloutPool:
         self._durations.add(max(0.0, now - order.begun))
         if member.orders:
             member.orders[0].begun = now
+        else:
+            member.idle_since = now
         member.fragments += 1
-        return Delivered(member, header, order.fragment)
+        without_order, member.without_order = member.without_order, 0.0
+        return Delivered(member, header, order.fragment, without_order)
 
     def _failed(self, member: Member, future: Future, failure: Failure) -> list[Event]:
         is_order = bool(member.orders) and future is member.orders[0].header

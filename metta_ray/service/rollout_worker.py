@@ -110,6 +110,7 @@ class RolloutWorker:
             reward_centering_rate=centering.beta if centering.enabled else None,
         )
         self._executed: OrderedDict[int, tuple[FragmentHeader, Fragment] | None] = OrderedDict()
+        self._made = 0
         self._idle_since = time.perf_counter()
         if snapshot is None:
             self._vecenv.async_reset(config.trainer.seed)
@@ -166,7 +167,9 @@ class RolloutWorker:
             stats=stats,
             seconds=seconds,
             fault=fault,
+            sequence=self._made,
         )
+        self._made += 1
         self._executed[ticket.number] = (header, fragment)
         self._idle_since = time.perf_counter()
         return header, fragment
