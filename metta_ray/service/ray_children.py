@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -88,6 +89,7 @@ class RayChildren:
     def wait(self, futures: Sequence[Future], timeout_s: float) -> list[Future]:
         futures = list(futures)
         if not futures:
+            time.sleep(timeout_s)  # whoever calls this in a loop must not spin
             return []
         done, rest = ray.wait(futures, num_returns=1, timeout=timeout_s, fetch_local=False)
         if done and rest:
