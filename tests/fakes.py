@@ -326,6 +326,8 @@ class FakeLearner(FakeChild):
 
     def on_join(self, call: Call) -> None:
         place, _, version, [weights], [state] = call.args
+        for earlier in self.open_calls("train"):
+            earlier.fail(raised(RuntimeError("left the group")))
         try:
             self.history = weights.value
             _ = state.value
@@ -442,7 +444,7 @@ class FakeChildren:
         while True:
             self._run_due()
             done = [future for future in futures if future.is_done]
-            if done or not futures or self.clock() >= deadline:
+            if done or self.clock() >= deadline:
                 return done
             following = self._scheduled[0][0] if self._scheduled else deadline
             self.clock.now = min(following, deadline)
@@ -471,7 +473,11 @@ class FakeChildren:
         heapq.heappush(self._scheduled, (at, next(self._serial), action))
 
     def join_update(self, learner: FakeLearner) -> None:
-        """With the last replica of its group the update begins; one that does not come holds up the others."""
+        """With the last replica of its group the update begins; one that does not come holds up the others, and one
+        that is dead fails them."""
+        mates = [child for child in self.all if isinstance(child, FakeLearner) and child.group == learner.group]
+        if not all(mate.is_alive for mate in mates):
+            self.break_update(learner.group)
         if self.update_seconds is not None and len(self._in_update(learner.group)) == learner.world_size:
             group = learner.group
             self.schedule(self.clock() + self.update_seconds, lambda: self._finish(group))

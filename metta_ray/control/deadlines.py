@@ -10,11 +10,7 @@ WINDOW = 100
 
 
 class Durations:
-    """The last durations of one kind of call.
-
-    Calls that ran into their deadline are added too, with the time they were given. Otherwise a real slow-down
-    would be taken for a hang again and again; so the deadline grows once one call in twenty is that slow.
-    """
+    """The last durations of one kind of call."""
 
     def __init__(self, window: int = WINDOW) -> None:
         self._seconds: deque[float] = deque(maxlen=window)
@@ -26,6 +22,11 @@ class Durations:
         if not (math.isfinite(seconds) and seconds >= 0):
             raise ValueError(f"{seconds} is not a duration in seconds")
         self._seconds.append(seconds)
+
+    def add_missed(self, deadline_s: float) -> None:
+        """A call that ran into its deadline. Once one call in twenty does (so at once while little is known) the
+        deadline doubles: a real slow-down is not taken for a hang for ever, and a hang is soon found again."""
+        self.add(2 * deadline_s / DEADLINE_FACTOR)
 
     def p95(self) -> float | None:
         """The smallest duration that 95 % of the window do not exceed (nearest rank); None before the first."""

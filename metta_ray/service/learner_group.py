@@ -211,7 +211,7 @@ class LearnerGroup:
         """Futures that something happens with when they are done."""
         futures = [replica.hello for replica in self.newcomers if replica.hello is not None]
         if self.update is not None:
-            futures += [answer[0] for answer in self.update.answers]
+            futures.append(self.update.answers[0][0])  # the leader hears of it when another one fails
         return futures
 
     def poll(self) -> Finished | None:
@@ -228,8 +228,9 @@ class LearnerGroup:
         if self._children.wait([leader], 0.0):
             return self._finish(update)
         took = self._clock() - update.began
-        if took > self._update_deadline():
-            self._durations.add(took)
+        deadline = self._update_deadline()
+        if took > deadline:
+            self._durations.add_missed(deadline)
             self._recover(f"no answer in {took:.1f} s")
         return None
 

@@ -336,7 +336,8 @@ class RolloutPool:
 
     def _delivered(self, member: Member, header: FragmentHeader) -> Event:
         order, now = member.orders.popleft(), self._clock()
-        self._durations.add(max(0.0, now - order.begun))
+        # As the worker measured it: here it would hold what this process did in between.
+        self._durations.add(sum(seconds for name, seconds in header.seconds.items() if name != "waiting"))
         if member.orders:
             member.orders[0].begun = now
         else:
@@ -374,7 +375,7 @@ class RolloutPool:
                     events.append(self._lost(member, Failure(Outcome.PROCESS_LOST, Cause.HANG, text)))
             elif member.orders and now - member.orders[0].begun > deadline:
                 ticket, waited = member.orders[0].ticket.number, now - member.orders[0].begun
-                self._durations.add(waited)
+                self._durations.add_missed(deadline)
                 text = f"ticket {ticket} was not answered in {waited:.1f} s (deadline {deadline:.1f} s)"
                 events.append(self._lost(member, Failure(Outcome.PROCESS_LOST, Cause.HANG, text)))
         return events

@@ -61,3 +61,16 @@ def test_at_least_95_percent_are_within_p95(seconds: list[float]):
 
     assert p95 in seconds
     assert sum(value <= p95 for value in seconds) >= 0.95 * len(seconds)
+
+
+def test_a_missed_deadline_doubles_it_while_little_is_known_and_fades():
+    durations = Durations()
+
+    durations.add_missed(durations.deadline(10.0))
+    assert durations.deadline(10.0) == 20.0
+    durations.add_missed(durations.deadline(10.0))
+    assert durations.deadline(10.0) == 40.0
+
+    for _ in range(98):
+        durations.add(1.0)
+    assert durations.deadline(10.0) == 10.0

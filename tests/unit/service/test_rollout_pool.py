@@ -330,7 +330,7 @@ def test_a_hang_is_found_after_its_deadline_and_what_it_had_is_lost():
     pool.order(1)
     worker = pool.worker(0)
     worker.freeze()
-    pool.worker(1).deliver()
+    pool.worker(1).deliver(seconds={"environment": 0.1})
 
     pool.pass_time(2.8)
     assert pool.of(Left) == []
@@ -348,11 +348,10 @@ def test_the_deadline_counts_from_when_a_worker_could_begin():
     pool = ready_pool(1, failure__collect_deadline_s=3)
     pool.order(0, 2)
 
-    pool.pass_time(2.5)
-    pool.worker(0).deliver()
-    pool.pass_time(2.5)
-    pool.worker(0).deliver()
-    pool.poll()
+    for _ in range(2):
+        pool.pass_time(2.5)
+        pool.worker(0).deliver(seconds={})
+        pool.poll()
 
     assert len(pool.delivered) == 2
     assert pool.of(Left) == []
@@ -362,14 +361,30 @@ def test_a_deadline_follows_what_is_usual():
     pool = ready_pool(1, failure__collect_deadline_s=3)
     for _ in range(3):
         pool.order(0)
-        pool.pass_time(2.5)
-        pool.worker(0).deliver()
+        pool.worker(0).deliver(seconds={"environment": 1.5, "inference": 0.5, "waiting": 100.0})
         pool.poll()
 
     pool.order(0)
-    pool.pass_time(8)
-
+    pool.pass_time(9.5)
     assert pool.of(Left) == []
+
+    pool.pass_time(1)
+    assert len(pool.of(Left)) == 1
+
+
+def test_hangs_one_after_another_are_found_though_the_deadline_grows():
+    pool = ready_pool(1, failure__collect_deadline_s=3, failure__backoff_s=0)
+    waited = []
+    for _ in range(3):
+        pool.order(0)
+        pool.worker(0).freeze()
+        began, known = pool.clock(), len(pool.of(Left))
+        while len(pool.of(Left)) == known:
+            pool.poll(0.1)
+        waited.append(pool.clock() - began)
+        pool.pass_time(0.5)
+
+    assert waited == pytest.approx([3, 6, 12], abs=0.3)
 
 
 def test_a_worker_that_raises_is_ended_with_its_traceback():
