@@ -71,9 +71,7 @@ class RolloutState:
         self.is_new[rows] = False
 
     def state_dict(self) -> dict[str, Any]:
-        arrays = {
-            name: getattr(self, name).cpu().numpy().copy() for name in ("lstm_h", "lstm_c", "last_actions", "is_new")
-        }
+        arrays = {name: getattr(self, name).cpu().numpy().copy() for name in _SAVED}
         return {**arrays, "generator": self.generator.get_state().numpy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ from metta_ray.rl.fragment import FragmentHeader
 from metta_ray.rl.stats import process_training_stats
 from metta_ray.service.orders import Staged, UpdateResult
 
-EPISODES = 50
+EPISODES = 100
+"""The reward that is shown is the mean return of so many episodes: an epoch may see very few."""
 BOTTLENECK_EPOCHS = 5
 """The verdict looks at so many epochs: a single one may hold half a fragment's work."""
 

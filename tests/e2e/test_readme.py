@@ -5,6 +5,7 @@
 - ```bash blocks are run there line by line, with this Python first in PATH. So that a line takes seconds, SHORTER
   appends options to what would train for minutes; making a virtual environment and installing is left out here
   (.ci/run does both, with the README's own line) and pytest only collects.
+- The ```bash block of commands for a live run (its first line is `metta-ray status demo`) is run beside such a run.
 - ```console blocks: lines after "$ " are run, the others must be printed by them.
 """
 
@@ -14,8 +15,11 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,7 +33,8 @@ INSTALL = re.compile(r"python3 -m venv \.venv && \.venv/bin/pip install -e (\.|'
 
 # Where a line would take minutes, what is appended to it (later options win).
 SHORTER = {
-    ".venv/bin/python run.py": "--total-timesteps 16384",
+    ".venv/bin/metta-ray train": "--total-timesteps 16384",
+    "metta-ray train --env gym:CartPole-v1": "--total-timesteps 2048",
     "gym:CartPole-v1": "--total-timesteps 4096",
     "mettagrid:arena": "--total-timesteps 12288 --evaluate false",
     "--total-timesteps 100000": "--total-timesteps 10240",
@@ -61,6 +66,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory as the reader has it: run.py and the files of the README."""
     directory = tmp_path_factory.mktemp("readme")
     shutil.copy(ROOT / "run.py", directory)
+    shutil.copytree(ROOT / "deploy", directory / "deploy")
     for block in of_language("python"):
         (directory / file_name(block)).write_text(block)
     return directory
@@ -79,6 +85,33 @@ def run(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def start(command: str, directory: Path) -> subprocess.Popen[bytes]:
+    """A command that goes on; its output goes to ``live.log``."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("DATA_DIR", "METTA_RUN")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["PYTHONPATH"] = str(ROOT)
+    with (directory / "live.log").open("wb") as log:
+        return subprocess.Popen(
+            command.split(), cwd=directory, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def wait_for_output(process: subprocess.Popen[bytes], text: str, timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    log = Path(f"/proc/{process.pid}/cwd/live.log")
+    while text not in log.read_text():
+        assert process.poll() is None, "it ended early"
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Everything in its session."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def as_run_here(line: str) -> str:
     """The line without installation, with this environment's programs, and short."""
     options = [more for part, more in SHORTER.items() if part in line]
@@ -88,7 +121,12 @@ def as_run_here(line: str) -> str:
     return " ".join([line, *options])
 
 
-@pytest.mark.parametrize("block", of_language("bash"), ids=lambda block: block.splitlines()[0])
+LIVE = "metta-ray status demo"
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in of_language("bash") if not b.startswith(LIVE)], ids=lambda block: block.splitlines()[0]
+)
 def test_shell_lines_run(block: str, workshop: Path):
     for line in block.splitlines():
         command = as_run_here(line)
@@ -100,8 +138,27 @@ def test_shell_lines_run(block: str, workshop: Path):
             assert "100%" in result.stdout, command
             assert "checkpoint: file://" in result.stdout, command
             assert ("evaluation of model_" in result.stdout) == ("--evaluate false" not in command)
-        if "--run first --total-timesteps 200000" in line:
-            assert "continuing first after epoch 5, 10,240 agent steps" in result.stdout
+        if "metta-ray train" in line and "--dry-run" not in line:
+            assert "100%" in result.stdout, command
+            assert "evaluation of model_" in result.stdout, command
+        if "--total-timesteps 200000" in line:
+            name = "one" if line.startswith("metta-ray") else "first"
+            assert f"continuing {name} after epoch 5, 10,240 agent steps" in result.stdout
+
+
+def test_commands_of_a_live_run(workshop: Path):
+    (block,) = [block for block in of_language("bash") if block.startswith(LIVE)]
+    training = start("metta-ray train deploy/runs/smoke.yaml --run demo --total-timesteps 10000000", workshop)
+    try:
+        wait_for_output(training, "epoch 2 ")
+        for line in block.splitlines():
+            result = run(line, workshop)
+
+            assert result.returncode == 0, f"{line}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+        assert "demo" in result.stdout, "the last one lists the runs"
+        assert training.wait(timeout=60) == 130, "it was stopped"
+    finally:
+        end(training)
 
 
 @pytest.mark.parametrize("block", of_language("console"))
