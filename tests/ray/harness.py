@@ -97,18 +97,16 @@ class Session:
         return found
 
     def end(self) -> None:
-        """TERM to all, twice as Ray needs it, then KILL."""
-        for number, patience_s in ((signal.SIGTERM, 3.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 10.0)):
+        """TERM to all, then KILL until none is left: Ray's processes outlive a TERM, and start others meanwhile."""
+        for patience_s, number in ((1.0, signal.SIGTERM), *[(3.0, signal.SIGKILL)] * 5):
             members = self.members()
             for member in members:
                 with suppress(psutil.Error):
-                    member.send_signal(signal.SIGCONT)
                     member.send_signal(number)
-            if self.process.poll() is None:
-                with suppress(subprocess.TimeoutExpired):
-                    self.process.wait(patience_s)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(patience_s)
             psutil.wait_procs(members, timeout=patience_s)
-            if not self.members() and self.process.poll() is not None:
+            if not self.members():
                 return
         raise LeftOverError(f"still there: {self.members()}")
 
@@ -137,6 +135,8 @@ class Head:
             "--object-store-memory=400000000",
             "--disable-usage-stats",
         ]
+        # --temp-dir says it; nodes and drivers that join are told by the head.
+        self.env.pop("RAY_TMPDIR")
         self.session = Session([ray_command(), *words], cwd=lab.directory, env=self.env, log=lab.log("head"))
         self.nodes: list[Session] = []
 
@@ -176,6 +176,7 @@ class Lab:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.data_dir = directory / "runs"
+        self.ray_dir = Path(tempfile.mkdtemp(prefix="mr"))  # short: sockets lie in it
         self._logs = 0
         self._heads: list[Head] = []
         self._runs: list[Run] = []
@@ -194,6 +195,8 @@ class Lab:
             "OMP_NUM_THREADS": "1",
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": str(self.ray_dir),
+            "ORACLE_ROOT": str(self.directory / "oracle"),
             **(extra or {}),
         }
 
@@ -222,9 +225,29 @@ class Lab:
             words += ["--cluster.object-store-memory", "400000000"]
         else:
             words += ["--address", head.address]
-        started = Run(self, run, data_dir or self.data_dir, head, [*words, *map(str, options)], env or {})
-        self._runs.append(started)
-        return started
+        command = [sys.executable, "-m", "metta_ray", "train", *words, *map(str, options)]
+        return self._start(run, head, data_dir, command, self.environment(env), self.directory)
+
+    def submit(self, *options: object, run: str, head: Head, working_dir: Path) -> Run:
+        """``ray job submit`` in a directory with files of the user's own; ends with the job."""
+        command = [ray_command(), "job", "submit", "--address", head.dashboard_url, "--working-dir", "."]
+        command += ["--submission-id", f"job-{run}", "--", "python", "-m", "metta_ray", "train", "--run", run]
+        command += ["--data-dir", str(self.data_dir), *map(str, options)]
+        return self._start(run, head, None, command, self.environment(), working_dir)
+
+    def _start(
+        self,
+        name: str,
+        head: Head | None,
+        data_dir: Path | None,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path,
+    ) -> Run:
+        session = Session(command, cwd=cwd, env=env, log=self.log(name))
+        run = Run(self, name, data_dir or self.data_dir, head, session)
+        self._runs.append(run)
+        return run
 
     def command(self, *words: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """``metta-ray`` with these words, until it ends."""
@@ -242,41 +265,30 @@ class Lab:
             started.end()
         self._runs, self._heads = [], []
         LABS.remove(self)
+        shutil.rmtree(self.ray_dir, ignore_errors=True)
 
 
 class Run:
     """A training that was started, and everything that can be seen of it."""
 
-    def __init__(
-        self, lab: Lab, name: str, data_dir: Path, head: Head | None, words: Sequence[str], env: Mapping[str, str]
-    ) -> None:
+    def __init__(self, lab: Lab, name: str, data_dir: Path, head: Head | None, session: Session) -> None:
         self.name = name
         self.data_dir = data_dir
         self.run_dir = data_dir / name
-        self.oracle = data_dir / f"oracle-{name}"
+        self.oracle = lab.directory / "oracle" / name
         for folder in ("pids", "steps", "journal", "faults"):
             (self.oracle / folder).mkdir(parents=True, exist_ok=True)
         self.head = head
-        self.session: Session | None = None
+        self.session = session
         self._lab = lab
-        self._words = words
         self._remote: RemoteControl | None = None
-        # A cluster's processes have the environment that it was started with, its runs cannot change that.
-        self._env = lab.environment({"ORACLE_DIR": str(self.oracle), **env})
-        self._start()
-
-    def _start(self) -> None:
-        command = [sys.executable, "-m", "metta_ray", "train", *self._words]
-        self.session = Session(command, cwd=self._lab.directory, env=self._env, log=self._lab.log(self.name))
 
     @property
     def driver(self) -> subprocess.Popen[bytes]:
-        assert self.session is not None
         return self.session.process
 
     @property
     def output(self) -> str:
-        assert self.session is not None
         return self.session.output
 
     # Asking the run.
@@ -484,8 +496,7 @@ class Run:
 
     def end(self) -> None:
         self.hang_up()
-        if self.session is not None:
-            self.session.end()
+        self.session.end()
 
     def describe(self) -> str:
         """For the message of a failed test."""
@@ -493,7 +504,7 @@ class Run:
         with suppress(Exception):
             parts.append(f"== ledger\n{json.dumps(self.ledger().totals(), indent=1)}")
         with suppress(Exception):
-            parts.append("== last records\n" + "\n".join(map(str, self.records()[-30:])))
+            parts.append("== last records\n" + "\n".join(str(record)[:300] for record in self.records()[-30:]))
         with suppress(Exception):
             if self.driver.poll() is None:
                 parts.append(f"== status\n{json.dumps(self.status(), indent=1, default=str)}")
@@ -613,5 +624,5 @@ def ray_command() -> str:
 
 
 def living_runs() -> list[Run]:
-    """Of all labs that have not ended."""
-    return [run for lab in LABS for run in lab.runs]
+    """The last ones of all labs that have not ended."""
+    return [run for lab in LABS for run in lab.runs[-3:]]

@@ -1,10 +1,10 @@
 """What a test sees of a run from inside its processes, beside the service: who lives, how many steps environments
 really took, the whole journal; and the place where faults are let off at an exact moment.
 
-    $ORACLE_DIR/pids/rollout-3        process id of that child (also learner-0, coordinator-<generation start>)
-    $ORACLE_DIR/steps/rollout-3       8 bytes: agent steps that its environments took; outlives its process
-    $ORACLE_DIR/journal/<n>.log       the journal as it was before it was compacted
-    $ORACLE_DIR/faults/<point>        written by a test: what the next process that comes to this point does
+    $ORACLE_ROOT/<run>/pids/rollout-3     process id of that child (also learner-0, coordinator-<time of its start>)
+    $ORACLE_ROOT/<run>/steps/rollout-3    8 bytes: agent steps that its environments took; outlives its process
+    $ORACLE_ROOT/<run>/journal/<n>.log    the journal as it was before it was compacted
+    $ORACLE_ROOT/<run>/faults/<point>     written by a test: what the next process that comes to this point does
 
 A fault is taken by one process (renaming is atomic) and happens once.
 """
@@ -26,11 +26,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-DIRECTORY = Path(os.environ.get("ORACLE_DIR") or ".")
+ROOT = Path(os.environ.get("ORACLE_ROOT") or ".")
 FOLDERS = ("pids", "steps", "journal", "faults")
 FOREVER_S = 1_000_000
 
 _who = ""
+_directory: Path | None = None
+"""Of this process's run; None as long as it belongs to none."""
 _steps: mmap.mmap | None = None
 
 
@@ -40,8 +42,7 @@ class InjectedError(RuntimeError):
 
 def reached(point: str) -> str:
     """A place in the code that has a name. Obeys a fault that waits there; returns its name, mostly ''."""
-    path = DIRECTORY / "faults" / point
-    if not path.exists():
+    if _directory is None or not (path := _directory / "faults" / point).exists():
         return ""
     try:
         path.rename(path.with_name(f"{point}.taken-by-{_who or os.getpid()}-{time.time_ns()}"))
@@ -74,14 +75,22 @@ def count(agent_steps: int) -> None:
         _steps[:] = (int.from_bytes(_steps[:], "little") + agent_steps).to_bytes(8, "little")
 
 
+def _belongs_to(run: str) -> None:
+    global _directory
+    _directory = ROOT / run
+    for folder in FOLDERS:
+        (_directory / folder).mkdir(parents=True, exist_ok=True)
+
+
 def _is_born(who: str, *, counts: bool = False) -> None:
     global _who, _steps
+    assert _directory is not None
     _who = who
-    name = DIRECTORY / "pids" / who
+    name = _directory / "pids" / who
     name.with_suffix(".new").write_text(str(os.getpid()))
     name.with_suffix(".new").rename(name)
     if counts:
-        path = DIRECTORY / "steps" / who
+        path = _directory / "steps" / who
         path.write_bytes(bytes(8))
         with path.open("r+b") as file:
             _steps = mmap.mmap(file.fileno(), 8)
@@ -92,6 +101,7 @@ def _is_born(who: str, *, counts: bool = False) -> None:
 
 def _rollout_worker(module: ModuleType) -> None:
     def born(worker: Any, identity: Any, *args: Any, **kwargs: Any) -> None:
+        _belongs_to(identity.run)
         reached("rollout.start")
         construct(worker, identity, *args, **kwargs)
         _is_born(f"rollout-{identity.number}", counts=True)
@@ -106,6 +116,7 @@ def _rollout_worker(module: ModuleType) -> None:
 
 def _learner(module: ModuleType) -> None:
     def born(learner: Any, identity: Any, *args: Any, **kwargs: Any) -> None:
+        _belongs_to(identity.run)
         construct(learner, identity, *args, **kwargs)
         _is_born(f"learner-{identity.number}")
 
@@ -146,9 +157,10 @@ def _checkpoint(module: ModuleType) -> None:
 
 
 def _coordinator(module: ModuleType) -> None:
-    def born(coordinator: Any, *args: Any, **kwargs: Any) -> None:
+    def born(coordinator: Any, run: str, *args: Any, **kwargs: Any) -> None:
+        _belongs_to(run)
         _is_born(f"coordinator-{time.time_ns()}")
-        construct(coordinator, *args, **kwargs)
+        construct(coordinator, run, *args, **kwargs)
 
     construct = module.Coordinator.__init__
     module.Coordinator.__init__ = born
@@ -156,8 +168,8 @@ def _coordinator(module: ModuleType) -> None:
 
 def _journal(module: ModuleType) -> None:
     def keep_and_compact(journal: Any, *args: Any, **kwargs: Any) -> Any:
-        if journal.path.exists():
-            shutil.copyfile(journal.path, DIRECTORY / "journal" / f"{time.time_ns()}.log")
+        if _directory is not None and journal.path.exists():
+            shutil.copyfile(journal.path, _directory / "journal" / f"{time.time_ns()}.log")
         return compact(journal, *args, **kwargs)
 
     compact = module.Journal.compact
@@ -209,6 +221,4 @@ class _Wrapper(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    for folder in FOLDERS:
-        (DIRECTORY / folder).mkdir(parents=True, exist_ok=True)
     sys.meta_path.insert(0, _Wrapper())

@@ -2,7 +2,7 @@
 
 import os
 
-if os.environ.get("ORACLE_DIR"):
+if os.environ.get("ORACLE_ROOT"):
     import oracle
 
     oracle.install()
