@@ -31,11 +31,13 @@ import psutil
 
 from metta_ray.control.ledger import Ledger
 from metta_ray.service.audit import EVENTS, audit_run
+from metta_ray.service.connection import Where, recorded
 from metta_ray.state.journal import SNAPSHOT, read_records
 
 ROOT = Path(__file__).parents[2]
 INSIDE = Path(__file__).parent / "inside"
 REMOTE_CONTROL = Path(__file__).parent / "remote_control.py"
+ROLES = ("rollout", "learner", "coordinator")
 START_S = 90.0
 END_S = 120.0
 SLACK = 6.0
@@ -249,12 +251,15 @@ class Lab:
         self._runs.append(run)
         return run
 
-    def command(self, *words: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def command(self, *words: object) -> subprocess.CompletedProcess[str]:
         """``metta-ray`` with these words, until it ends."""
+        return self.program(sys.executable, "-m", "metta_ray", *words)
+
+    def program(self, *words: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "metta_ray", *map(str, words)],
+            [str(word) for word in words],
             cwd=self.directory,
-            env=self.environment(env),
+            env=self.environment(),
             capture_output=True,
             text=True,
             timeout=END_S,
@@ -276,7 +281,7 @@ class Run:
         self.data_dir = data_dir
         self.run_dir = data_dir / name
         self.oracle = lab.directory / "oracle" / name
-        for folder in ("pids", "steps", "journal", "faults"):
+        for folder in ("pids", "steps", "digests", "journal", "faults"):
             (self.oracle / folder).mkdir(parents=True, exist_ok=True)
         self.head = head
         self.session = session
@@ -486,6 +491,34 @@ class Run:
             int(path.name.rpartition("-")[2]): int.from_bytes(path.read_bytes(), "little")
             for path in (self.oracle / "steps").glob("rollout-*")
         }
+
+    def check_replicas(self) -> int:
+        """All replicas had the same weights after each update; how many updates that could be seen for."""
+        by_update: dict[str, set[str]] = defaultdict(set)
+        seen: Counter[str] = Counter()
+        for path in (self.oracle / "digests").glob("learner-*"):
+            for line in path.read_text().splitlines():
+                update, _, digest = line.rpartition(" ")
+                by_update[update].add(digest)
+                seen[update] += 1
+        different = [update for update, digests in by_update.items() if len(digests) > 1]
+        assert not different, f"replicas differ after (group, version) {different}"
+        return sum(1 for count in seen.values() if count > 1)
+
+    def check_nothing_is_left(self, timeout_s: float = 10.0 * SLACK) -> float:
+        """No process of the run, no actor, no bytes in the object store; how long that took."""
+        began = time.monotonic()
+        actors = lambda: [name for name in self.ask("named_actors") if name.startswith(f"metta-{self.name}/")]  # noqa: E731
+        living = lambda: [pid for role in ROLES for pid in self.children(role).values()]  # noqa: E731
+        wait_until(lambda: not living(), timeout_s, "all processes are gone")
+        wait_until(lambda: not actors(), timeout_s, "all actors are gone")
+        wait_until(lambda: self.ask("object_store_bytes") == 0, timeout_s, "the object store is empty")
+        return time.monotonic() - began
+
+    def recorded_state(self) -> str:
+        """What the store of runs says, for which nothing of the run need be alive."""
+        record = recorded(Where.of(str(self.data_dir), None, None, {}), self.name)
+        return record.state if record is not None else ""
 
     # Ending.
 

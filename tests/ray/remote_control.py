@@ -1,4 +1,5 @@
-"""Asks a run from a process of its own: ``remote_control.py RUN DATA_DIR ADDRESS``, then one JSON list per line."""
+"""Asks a run and its cluster from a process of its own: ``remote_control.py RUN DATA_DIR ADDRESS``, then one JSON list
+per line. The cluster can be asked after the run has ended, too."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from metta_ray.service.connection import Where, connected
+from metta_ray.service.connection import Where, cluster, coordinator_of, find_run
+from metta_ray.service.identity import namespace_of
 
 
 def named_actors() -> list[str]:
@@ -62,12 +64,13 @@ def main(run: str, data_dir: str, address: str) -> None:
     def say(answer: dict[str, Any]) -> None:
         print(json.dumps(answer, default=str), file=answers)
 
-    with connected(Where.of(data_dir, None, address or None, {}), run) as handle:
+    address = address or str(find_run(Where.of(data_dir, None, None, {}), run).ray_address)
+    with cluster(address, namespace_of(run)):
         say({"ok": True})
         for line in sys.stdin:
             method, *arguments = json.loads(line)
             try:
-                ask = OF_THE_CLUSTER.get(method) or getattr(handle, method)
+                ask = OF_THE_CLUSTER.get(method) or getattr(coordinator_of(run), method)
                 say({"value": ask(*arguments)})
             except Exception as error:
                 say({"error": f"{type(error).__name__}: {error}"})

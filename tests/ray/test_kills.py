@@ -55,6 +55,7 @@ def run(survivor: Survivor) -> Iterator[Run]:
     wait_for_health(run)
     run.wait_for_version(run.version + 2)
     run.check_books()
+    assert run.check_replicas() > 0
 
 
 def wait_for_health(run: Run) -> None:
@@ -179,6 +180,21 @@ def test_an_environment_that_raises_costs_its_worker_and_is_named(run: Run) -> N
     )
     print(f"environment raised: noticed after {time.monotonic() - began:.1f} s")
     assert any("injected at env.step" in event for event in status["events"])
+
+
+def test_a_pause_longer_than_every_deadline_is_no_failure(run: Run) -> None:
+    failures = run.status()["failures"]
+    run.ask("pause")
+    run.wait_for_status(lambda status: status["ledger"]["in_flight"] == 0, "nothing in flight")
+    version, processes = run.version, {role: run.children(role) for role in ("rollout", "learner", "coordinator")}
+
+    time.sleep(3 * 4.0)  # of deadlines that are 3 and 4 s
+
+    assert run.version == version
+    run.ask("unpause")
+    run.wait_for_version(version + 2)
+    assert run.status()["failures"] == failures
+    assert {role: run.children(role) for role in processes} == processes, "the same processes"
 
 
 def test_what_survived_comes_to_its_regular_end(survivor: Survivor) -> None:

@@ -3,6 +3,7 @@ really took, the whole journal; and the place where faults are let off at an exa
 
     $ORACLE_ROOT/<run>/pids/rollout-3     process id of that child (also learner-0, coordinator-<time of its start>)
     $ORACLE_ROOT/<run>/steps/rollout-3    8 bytes: agent steps that its environments took; outlives its process
+    $ORACLE_ROOT/<run>/digests/learner-0  after each update: group, version, hash of this replica's weights
     $ORACLE_ROOT/<run>/journal/<n>.log    the journal as it was before it was compacted
     $ORACLE_ROOT/<run>/faults/<point>     written by a test: what the next process that comes to this point does
 
@@ -12,6 +13,7 @@ A fault is taken by one process (renaming is atomic) and happens once.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.abc
 import importlib.util
 import mmap
@@ -27,7 +29,7 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(os.environ.get("ORACLE_ROOT") or ".")
-FOLDERS = ("pids", "steps", "journal", "faults")
+FOLDERS = ("pids", "steps", "digests", "journal", "faults")
 FOREVER_S = 1_000_000
 
 _who = ""
@@ -132,6 +134,7 @@ def _learner(module: ModuleType) -> None:
     def train_and_tell(learner: Any, order: Any) -> Any:
         reached("learner.train")
         result = train(learner, order)
+        _note_weights(learner, order)
         reached("learner.trained")
         return result
 
@@ -145,6 +148,15 @@ def _reached_in_training(point: str) -> None:
 
     if torch.is_grad_enabled() or point == "learner.all_reduce":
         reached(point)
+
+
+def _note_weights(learner: Any, order: Any) -> None:
+    digest = hashlib.sha256()
+    for parameter in learner._agent.parameters():
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    assert _directory is not None
+    with (_directory / "digests" / _who).open("a") as file:
+        file.write(f"{order.group} {order.version + 1} {digest.hexdigest()}\n")
 
 
 def _checkpoint(module: ModuleType) -> None:
