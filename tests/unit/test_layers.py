@@ -204,6 +204,27 @@ def test_no_object_collectives():
     assert violations == []
 
 
+def test_every_wait_for_ray_has_a_deadline():
+    """``ray.get`` without a timeout waits for ever for what may never come."""
+    violations = [
+        f"{module}:{node.lineno}"
+        for module, tree in parsed()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {"ray.get", "ray.wait"}
+        and "timeout" not in {keyword.arg for keyword in node.keywords}
+    ]
+
+    assert violations == []
+
+
+def test_the_coordinator_is_back_in_a_moment():
+    """It loads neither torch nor an engine, and Ray restarts it by importing it."""
+    loaded = loaded_after("import metta_ray.service.coordinator, metta_ray.service.ray_children")
+
+    assert loaded & {"torch", "mettagrid"} == set()
+
+
 def test_importing_the_library_loads_no_service_and_no_engine():
     loaded = loaded_after("import metta_ray.api")
 
