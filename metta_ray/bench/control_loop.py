@@ -1,0 +1,107 @@
+"""The coordinator's loop without the coordinator: books, pool, learner group and pipeline over any children."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from metta_ray.service.books import Books
+from metta_ray.service.children import Children
+from metta_ray.service.learner_group import LearnerGroup
+from metta_ray.service.pipeline import TrainingPipeline
+from metta_ray.service.rollout_pool import RolloutPool
+from metta_ray.service.run_config import RunConfig, load_run_config
+from metta_ray.service.sizes import Sizes, resolved_sizes
+
+COMPACT_EVERY = 100
+"""Updates between two compactions of the journal, which a run does with each checkpoint."""
+
+
+def small_run(workers: int, fragments_per_batch: int = 8, **words: Any) -> tuple[RunConfig, Sizes]:
+    """A run of fragments of 128 agent steps that never ends. words: dotted settings."""
+    words = {
+        "preset": "cartpole",
+        "rollout.num_workers": workers,
+        "rollout.num_envs": 4,
+        "trainer.bptt_horizon": 32,
+        "trainer.batch_size": 128 * fragments_per_batch,
+        "trainer.minibatch_size": 128 * fragments_per_batch,
+        "trainer.total_timesteps": 10**12,
+        **words,
+    }
+    config = load_run_config(None, {name: str(value) for name, value in words.items()})
+    return config, resolved_sizes(config, agents_per_env=1)
+
+
+class ControlLoop:
+    """What a coordinator's thread runs, without the coordinator."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        children: Children,
+        config: RunConfig,
+        sizes: Sizes,
+        worker_arguments: Callable[[int], tuple[Any, ...]] = lambda slot: (),
+        learner_arguments: tuple[Any, ...] = (),
+    ) -> None:
+        self.books = Books(run_dir, None)
+        self.pool = RolloutPool(
+            config,
+            children,
+            "bench",
+            time.monotonic,
+            worker_arguments,
+            lambda: self.books.take_number("rollout"),
+            0,
+        )
+        self.learners = LearnerGroup(
+            config,
+            sizes,
+            children,
+            "bench",
+            time.monotonic,
+            lambda: learner_arguments,
+            lambda: self.books.take_number("learner"),
+            lambda what, number, details: None,
+            0,
+        )
+        self.pipeline = TrainingPipeline(
+            config,
+            sizes,
+            self.books,
+            self.pool,
+            self.learners,
+            time.monotonic,
+            self._epoch_done,
+            lambda kind, text: None,
+            byte_budget=0,
+        )
+        self.fragments = 0
+        self._sizes = sizes
+        self.learners.start()
+        while not self.learners.are_ready():
+            time.sleep(0.01)
+        self.learners.begin(None)
+        self.pool.wanted = config.rollout.num_workers
+        while len(self.pool.ready) < self.pool.wanted:
+            self.pipeline.step(0.05)
+
+    def run(self, seconds: float) -> float:
+        """Fragments that were trained on per second."""
+        before, began = self.fragments, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            self.pipeline.step(0.05)
+        return (self.fragments - before) / (time.perf_counter() - began)
+
+    def close(self) -> None:
+        self.pool.stop()
+        self.learners.stop()
+        self.books.close()
+
+    def _epoch_done(self, record: dict[str, Any]) -> None:
+        self.fragments += self._sizes.fragments_per_batch
+        if record["epoch"] % COMPACT_EVERY == 0:
+            self.books.compact()
