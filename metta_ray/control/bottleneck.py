@@ -1,7 +1,12 @@
 """Which part of the training limits it, and what to change first.
 
 Workers and learner run side by side and wait for each other. The side that waits less is the one the other side
-waits for; within it, the activity that takes most of the time is the bottleneck.
+waits for; within it, the activity that takes most of the time is the bottleneck. Two things would mislead:
+
+- workers beyond the useful number have nothing to do whatever the learner does: their share of the waiting is left out;
+- where both sides wait at the same time neither limits the other. They do so for at least the share by which their
+  waiting adds up to more than the whole, and what they wait for is on its way between them: transport, if that takes
+  more than anything that either side does.
 """
 
 from __future__ import annotations
@@ -52,7 +57,13 @@ def verdict(times: EpochTimes) -> Bottleneck | None:
     shares = _shares(times)
     if shares is None:
         return None
-    if shares["no_data"] >= shares["no_ticket"]:
+    on_its_way = shares["no_data"] + shares["no_ticket"] - 1.0
+    name: Name
+    if on_its_way > max(shares[part] for part in (*_WORKER_PARTS, "training", "staging")):
+        name = "transport"
+        found = f"workers waited {_percent(shares['no_ticket'])}, the learner {_percent(shares['no_data'])}"
+        lever = f"{_LONGER_FRAGMENTS}, or raise pacing.target_staleness, so that more is under way at a time"
+    elif shares["no_data"] >= shares["no_ticket"]:
         name = max(_WORKER_PARTS, key=shares.__getitem__)
         found = f"{_percent(shares[name])} of worker time; learner waited {_percent(shares['no_data'])}"
         lever = _worker_lever(name, times)
@@ -67,6 +78,7 @@ def verdict(times: EpochTimes) -> Bottleneck | None:
 
 
 _WORKER_PARTS: tuple[Name, ...] = ("environments", "inference", "transport")
+_LONGER_FRAGMENTS = "make fragments longer (rollout.fragment_steps)"
 
 
 def _shares(times: EpochTimes) -> dict[str, float] | None:
@@ -74,7 +86,7 @@ def _shares(times: EpochTimes) -> dict[str, float] | None:
         "environments": times.env_s,
         "inference": times.inference_s,
         "transport": times.transport_s,
-        "no_ticket": times.no_ticket_s,
+        "no_ticket": _waiting_of_useful_workers(times),
     }
     of_learner = {"training": times.training_s, "staging": times.staging_s, "no_data": times.no_data_s}
     worker_s, learner_s = sum(of_workers.values()), sum(of_learner.values())
@@ -85,9 +97,15 @@ def _shares(times: EpochTimes) -> dict[str, float] | None:
     }
 
 
+def _waiting_of_useful_workers(times: EpochTimes) -> float:
+    surplus = max(0, times.num_workers - times.useful_workers) / max(1, times.num_workers)
+    all_s = times.env_s + times.inference_s + times.transport_s + times.no_ticket_s
+    return max(0.0, times.no_ticket_s - surplus * all_s)
+
+
 def _worker_lever(name: Name, times: EpochTimes) -> str:
     if name == "transport":
-        return "make fragments longer (rollout.fragment_steps), so that each one's fixed cost counts less"
+        return f"{_LONGER_FRAGMENTS}, so that each one's fixed cost counts less"
     if times.num_workers < times.useful_workers:
         return f"add rollout workers ({times.num_workers} now, up to {times.useful_workers} are useful)"
     if name == "inference":
@@ -100,7 +118,7 @@ def _worker_lever(name: Name, times: EpochTimes) -> str:
 
 def _learner_lever(name: Name, times: EpochTimes) -> str:
     if name == "transport":
-        return "make fragments longer (rollout.fragment_steps), so that fewer are copied per batch"
+        return f"{_LONGER_FRAGMENTS}, so that fewer are copied per batch"
     return f"add learner replicas ({times.num_replicas} now), raise minibatch_size or lower update_epochs"
 
 

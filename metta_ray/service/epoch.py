@@ -27,26 +27,31 @@ class EpochGatherer:
         self._times: deque[EpochTimes] = deque(maxlen=BOTTLENECK_EPOCHS)
         self._learner_seconds: dict[str, float] = defaultdict(float)
         self._last = now
+        self._known: set[int] = set()
 
     def fragment(self, header: FragmentHeader, without_order: float) -> None:
         """without_order: how long nothing was ordered from the worker while it waited; the rest it waited for what
-        was on its way, which is transport."""
+        was on its way, which is transport. What it waited before its first fragment says nothing: the run, or the
+        worker, was beginning."""
         for path, values in header.stats.items():
             self._stats.setdefault(path, []).extend(values)
         self._returns.extend(header.stats.get("episode/return", ()))
         for name, seconds in header.seconds.items():
             self._worker_seconds[name] += seconds
-        on_its_way = max(0.0, header.seconds.get("waiting", 0.0) - without_order)
-        self._worker_seconds["waiting"] -= on_its_way
-        self._worker_seconds["transport"] += on_its_way
+        waited = header.seconds.get("waiting", 0.0)
+        if header.stream in self._known:
+            self._worker_seconds["no_ticket"] += min(waited, without_order)
+            self._worker_seconds["transport"] += max(0.0, waited - without_order)
+        self._known.add(header.stream)
 
     def staged(self, staged: Sequence[Staged]) -> None:
         for one in staged:
             self._learner_seconds["staging"] += sum(one.seconds.values())
 
     def restart_clock(self, now: float) -> None:
-        """The next epoch is not charged for what was before."""
+        """The next epoch is not charged for what was before, nor are workers for having waited."""
         self._last = now
+        self._known.clear()
 
     def finish(
         self,
@@ -70,7 +75,7 @@ class EpochGatherer:
                 env_s=self._worker_seconds["environment"],
                 inference_s=self._worker_seconds["inference"],
                 transport_s=self._worker_seconds["transport"],
-                no_ticket_s=self._worker_seconds["waiting"],
+                no_ticket_s=self._worker_seconds["no_ticket"],
                 training_s=training,
                 staging_s=staging,
                 no_data_s=max(0.0, wall * len(results) - training - staging),

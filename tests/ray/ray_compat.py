@@ -50,3 +50,19 @@ def lossy_calls(request_percent: int, response_percent: int, method: str = PUSH_
         "RAY_testing_rpc_failure": json.dumps({method: chance}),
         "RAY_testing_rpc_failure_avoid_intra_node_failures": "0",
     }
+
+
+def slow_calls(seconds: float, method: str = "CoreWorkerService.grpc_server.PushTask") -> dict[str, str]:
+    """Environment in which every process of a Ray lets each call of one method lie for a while before it obeys."""
+    microseconds = int(seconds * 1e6)
+    return {"RAY_testing_asio_delay_us": f"{method}={microseconds}:{microseconds}"}
+
+
+def spilled_bytes() -> int:
+    """Written to disk by all nodes of the connected cluster, ever, for want of room in their object stores."""
+    from ray._private.internal_api import memory_summary
+
+    for line in memory_summary(stats_only=True).splitlines():
+        if line.startswith("Spilled"):
+            return int(float(line.split()[1]) * 1024 * 1024)
+    return 0

@@ -91,6 +91,24 @@ def test_taking_turns_is_named_as_such():
     assert "target_staleness" not in judged(target_staleness=0).lever, "workers hardly wait: nothing to overlap"
 
 
+def test_what_both_sides_wait_for_is_on_its_way():
+    idle = {"env_s": 2.0, "inference_s": 1.0, "transport_s": 1.0, "no_ticket_s": 36.0}
+    result = judged(**idle, training_s=1.0, staging_s=0.0, no_data_s=9.0)
+
+    assert result.name == "transport"
+    assert result.text.startswith("limited by transport (workers waited 90 %, the learner 90 %): make fragments longer")
+
+
+def test_workers_beyond_the_useful_number_hide_nothing():
+    """Of eight workers two can be busy, and are; the others wait."""
+    times = {"env_s": 18.0, "inference_s": 1.0, "transport_s": 1.0, "no_ticket_s": 60.0}
+    result = judged(**times, num_workers=8, useful_workers=2, training_s=4.0, staging_s=0.0, no_data_s=6.0)
+
+    assert result.name == "environments"
+    assert result.shares["no_ticket"] == 0.0
+    assert "more than 2 rollout workers" in result.lever
+
+
 def test_nothing_is_said_before_anything_was_measured():
     nothing = EpochTimes(0, 0, 0, 0, 0, 0, 0, num_workers=1, useful_workers=1)
 

@@ -19,6 +19,13 @@ def header(seconds: tuple[float, float, float, float] = (0.6, 0.3, 0.1, 0.0), re
     return FragmentHeader("run", 0, 0, 0, "life", 0, 8, 8, 64, 1000, stats=stats, seconds=spent)
 
 
+def at_work() -> EpochGatherer:
+    """One that knows the worker: what it waited before its first fragment is not counted."""
+    gatherer = EpochGatherer(0.0)
+    gatherer.fragment(header((0.0, 0.0, 0.0, 5.0)), without_order=5.0)
+    return gatherer
+
+
 def result(training: float = 0.5, waiting: float = 0.0, rank: int = 0) -> UpdateResult:
     seconds = {"training": training, "waiting": waiting}
     return UpdateResult("life", rank, 1, 128, (0, 1), {"policy_loss": 0.5}, {}, {"grad": 2.0}, seconds, 0)
@@ -82,7 +89,7 @@ def test_staleness_is_told_as_mean_maximum_and_histogram():
     ],
 )
 def test_a_record_says_what_limited_it(seconds: tuple[float, float, float, float], training: float, limited_by: str):
-    gatherer = EpochGatherer(0.0)
+    gatherer = at_work()
     gatherer.fragment(header(seconds), without_order=seconds[3])
 
     record = finish(gatherer, 1.0, result(training))
@@ -95,7 +102,7 @@ def test_a_record_says_what_limited_it(seconds: tuple[float, float, float, float
 
 
 def test_what_a_worker_waited_while_its_order_was_on_its_way_is_transport():
-    gatherer = EpochGatherer(0.0)
+    gatherer = at_work()
     gatherer.fragment(header((0.1, 0.1, 0.0, 0.8)), without_order=0.1)
 
     record = finish(gatherer, 1.0, result(0.2))
@@ -105,7 +112,7 @@ def test_what_a_worker_waited_while_its_order_was_on_its_way_is_transport():
 
 
 def test_staging_that_held_up_training_is_transport():
-    gatherer = EpochGatherer(0.0)
+    gatherer = at_work()
     gatherer.fragment(header((0.1, 0.1, 0.0, 0.8)), without_order=0.8)
     gatherer.staged([Staged(0, 1000, {"fetching": 0.5, "copying": 0.1})])
 
@@ -116,11 +123,22 @@ def test_staging_that_held_up_training_is_transport():
 
 
 def test_staging_beside_training_costs_nothing():
-    gatherer = EpochGatherer(0.0)
+    gatherer = at_work()
     gatherer.fragment(header((0.1, 0.1, 0.0, 0.8)), without_order=0.8)
     gatherer.staged([Staged(0, 1000, {"fetching": 0.5, "copying": 0.1})])
 
     assert finish(gatherer, 1.0, result(training=0.9, waiting=0.0))["limited_by"] == "learner"
+
+
+def test_what_a_worker_waited_for_the_run_to_begin_or_to_go_on_is_not_counted():
+    gatherer = at_work()
+    gatherer.fragment(header((0.5, 0.4, 0.1, 0.0)), 0.0)
+    assert finish(gatherer, 1.0, result(0.2))["shares"]["no_ticket"] == 0.0
+
+    gatherer.restart_clock(500.0)
+    gatherer.fragment(header((0.5, 0.4, 0.1, 499.0)), without_order=499.0)
+
+    assert finish(gatherer, 501.0, result(0.2))["shares"]["no_ticket"] == 0.0
 
 
 def test_a_verdict_looks_at_several_epochs():

@@ -1,0 +1,39 @@
+"""An environment and a network of a user's that are slow when a test wants it, one part at a time:
+``$ORACLE_ROOT/slow-environments`` holds the seconds that a step of an environment then takes longer."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import oracle
+import oracle_envs
+import torch
+from torch import nn
+
+PARTS = ("environments", "inference", "learner")
+
+
+def be_slow(part: str) -> None:
+    path = oracle.ROOT / f"slow-{part}"
+    if path.exists():
+        time.sleep(float(path.read_text() or 0))
+
+
+class CartPole(oracle_envs.CartPole):
+    def step(self, action: Any) -> Any:
+        be_slow("environments")
+        return super().step(action)
+
+
+class Network(nn.Module):
+    """Knows by its gradients which side it is on."""
+
+    def __init__(self, spec: Any, config: Any) -> None:
+        super().__init__()
+        self.feature_size = 32
+        self.layer = nn.Linear(4, self.feature_size)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        be_slow("learner" if torch.is_grad_enabled() else "inference")
+        return torch.tanh(self.layer(obs.float()))
