@@ -46,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from metta_ray.common.errors import ConfigError, MettaRayError, RunUnknownError
+    from metta_ray.common.errors import ConfigError, MettaRayError, RunDirectoryInUse, RunUnknownError
 
     try:
         command = _settings_command(words) if _has_settings(words) else _parsed_command(words)
         return command()
-    except (ConfigError, RunUnknownError) as error:
+    except (ConfigError, RunUnknownError, RunDirectoryInUse) as error:
         return _refuse(error, BAD_INPUT)
     except MettaRayError as error:
         return _refuse(error, FAILED)

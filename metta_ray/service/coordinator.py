@@ -20,7 +20,7 @@ from typing import Any
 
 import ray
 
-from metta_ray.common.errors import ConfigError, LearnersLost, MettaRayError, StateStoreError
+from metta_ray.common.errors import ConfigError, LearnersLost, MettaRayError, RunDirectoryInUse, StateStoreError
 from metta_ray.common.util import fs
 from metta_ray.common.util.typed_config import apply_overrides
 from metta_ray.control.run_state import RunState
@@ -151,7 +151,7 @@ class Coordinator:
             while not self._is_over():
                 self._turn()
         except MettaRayError as error:
-            self._fail(str(error), is_bad_input=isinstance(error, ConfigError))
+            self._fail(str(error), is_bad_input=isinstance(error, ConfigError | RunDirectoryInUse))
         except BaseException as error:
             logger.exception("run %s failed", self.run)
             failure = failure_of(error)

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from metta_ray.common.errors import ConfigError, MettaRayError, RunDirectoryInUse, RunUnreachableError
+from metta_ray.common.util import fs
 from metta_ray.control.run_state import RunState
 from metta_ray.metrics.console import Display
 from metta_ray.rl.run_directories import check_run_name, name_from_time, set_run_aside
@@ -37,7 +38,7 @@ SPARE_CPUS = 1
 def run_training(config: RunConfig, *, display: Display) -> int:
     """Trains until the run has ended; returns the exit code: 0 done, 2 bad input, 3 failed, 130 stopped.
 
-    Raises ConfigError and its kind before anything is started.
+    Raises ConfigError and its kind, and RunDirectoryInUse, before anything is started.
     """
     data_dir = data_directory(config.data_dir, os.environ)
     name = config.run or name_from_time(data_dir)
@@ -48,6 +49,8 @@ def run_training(config: RunConfig, *, display: Display) -> int:
         raise ConfigError(
             "detach needs a cluster that outlives this process: give --address host:port (or set RAY_ADDRESS)"
         )
+    if address is None and (data_dir / name).exists():
+        fs.RunLock.acquire(data_dir / name).release()  # one in use is refused now, not after Ray's start
     sizes, spec = _describe_environment(config)
     with ExitStack() as stack:
         session = stack.enter_context(_ray(config, address, display))
