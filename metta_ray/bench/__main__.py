@@ -13,6 +13,7 @@ BENCHMARKS = {
     "control": ("control_bench", "fragments per second that the coordinator handles, and how soon it answers", 10.0),
     "transport": ("transport_bench", "fragments from worker to learner, against Ray's own speed", 15.0),
     "scale": ("scale_bench", "agent steps per second with 1 to 16 workers whose environments sleep", 60.0),
+    "recovery": ("recovery_bench", "how long a run takes to get over the death of each of its parts", 120.0),
 }
 
 
