@@ -29,7 +29,11 @@ from metta_ray.service.sizes import Sizes
 logger = logging.getLogger(__name__)
 
 PING_S = 2.0
+PINGS, PING_AGAIN_S = 3, 0.2
+"""A message may be lost where no process is."""
 FORMING_S = 60.0
+FORMING_ATTEMPTS = 5
+"""With the same replicas, where none of them was lost but a message was."""
 GRACE_S = 1.0
 """How long the other replicas' answers may come after the first one's."""
 
@@ -331,7 +335,9 @@ class LearnerGroup:
         share a batch wait as newcomers. Tries again without those that are lost on the way."""
         self.newcomers = list(dict.fromkeys([*replicas, *self.newcomers]))
         self.members = []
+        attempts = 0
         while True:
+            attempts += 1
             replicas = replicas or self._await_newcomers()
             seated = list(replicas[: self._feasible(len(replicas))])
             self._group += 1
@@ -342,7 +348,8 @@ class LearnerGroup:
                     raise LearnersLost(f"the committed state is lost: {error}") from None
                 logger.warning("learner group of %d could not be formed: %s", len(seated), failure_of(error).text)
                 living = self._replace_the_dead(replicas)
-                if len(living) == len(replicas):
+                was_message_lost = failure_of(error).outcome is Outcome.UNKNOWN
+                if len(living) == len(replicas) and not (was_message_lost and attempts < FORMING_ATTEMPTS):
                     raise
                 replicas = living
                 continue
@@ -384,12 +391,24 @@ class LearnerGroup:
         deadline = self._clock() + PING_S
         living = []
         for replica, ping in zip(replicas, pings, strict=True):
-            try:
-                self._children.result(ping, max(0.05, deadline - self._clock()))
+            failure = self._failure_of_ping(ping, deadline)
+            for _ in range(PINGS - 1):
+                if failure is None or failure.outcome is not Outcome.UNKNOWN or self._clock() >= deadline:
+                    break
+                self._children.wait([], PING_AGAIN_S)
+                failure = self._failure_of_ping(replica.child.call("describe"), deadline)
+            if failure is None:
                 living.append(replica)
-            except Exception as error:
-                logger.warning("%s is lost: %s", replica.child.identity, failure_of(error).text)
+            else:
+                logger.warning("%s is lost: %s", replica.child.identity, failure.text)
         return living
+
+    def _failure_of_ping(self, ping: Future, deadline: float) -> Failure | None:
+        try:
+            self._children.result(ping, max(0.05, deadline - self._clock()))
+        except Exception as error:
+            return failure_of(error)
+        return None
 
     def _await_newcomers(self) -> list[Replica]:
         """No survivor: training waits for the first replacement."""
