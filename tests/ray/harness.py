@@ -116,7 +116,9 @@ class Session:
 class Head:
     """A cluster that outlives its runs: ``ray start --head`` in a session of its own."""
 
-    def __init__(self, lab: Lab, *, num_cpus: int, env: Mapping[str, str], dashboard: bool) -> None:
+    def __init__(
+        self, lab: Lab, *, num_cpus: int, env: Mapping[str, str], dashboard: bool, object_store_memory: int
+    ) -> None:
         self.port, self.dashboard_port = free_port(), free_port()
         self.address = f"{node_address()}:{self.port}"
         self.dashboard_url = f"http://127.0.0.1:{self.dashboard_port}"
@@ -134,7 +136,7 @@ class Head:
             f"--dashboard-port={self.dashboard_port}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-agent-listen-port={free_port()}",
-            "--object-store-memory=400000000",
+            f"--object-store-memory={object_store_memory}",
             "--disable-usage-stats",
         ]
         # --temp-dir says it; nodes and drivers that join are told by the head.
@@ -206,8 +208,17 @@ class Lab:
         self._logs += 1
         return self.directory / f"{self._logs:02d}-{name}.log"
 
-    def head(self, *, num_cpus: int = 8, env: Mapping[str, str] | None = None, dashboard: bool = False) -> Head:
-        head = Head(self, num_cpus=num_cpus, env=env or {}, dashboard=dashboard)
+    def head(
+        self,
+        *,
+        num_cpus: int = 8,
+        env: Mapping[str, str] | None = None,
+        dashboard: bool = False,
+        object_store_memory: int = 400_000_000,
+    ) -> Head:
+        head = Head(
+            self, num_cpus=num_cpus, env=env or {}, dashboard=dashboard, object_store_memory=object_store_memory
+        )
         self._heads.append(head)
         head.wait_until_up()
         return head
@@ -264,6 +275,12 @@ class Lab:
             text=True,
             timeout=END_S,
         )
+
+    def end_runs(self) -> None:
+        """Also those that outlive their drivers; clusters stay."""
+        for run in self._runs:
+            run.end()
+        self._runs = []
 
     def end(self) -> None:
         for started in (*self._runs, *self._heads):
@@ -530,6 +547,8 @@ class Run:
     def end(self) -> None:
         self.hang_up()
         self.session.end()
+        if self.head is not None and any(self.children(role) for role in ROLES):
+            self._lab.command("stop", self.name, "--force", "--data-dir", self.data_dir)
 
     def describe(self) -> str:
         """For the message of a failed test."""
