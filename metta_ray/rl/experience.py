@@ -91,6 +91,7 @@ class Experience:
         self.values = torch.zeros(S, T, device=device)
         self.logprobs = torch.zeros(S, T, device=device)
         self.ratio = torch.ones(S, T, device=device)
+        self.proximal_logprobs: Tensor | None = None
         self.last_values = torch.zeros(S, device=device)
         self._rewards = torch.zeros(S, K, device=device)
         self._dones = torch.zeros(S, K, device=device)
@@ -274,10 +275,11 @@ class Experience:
             probabilities = segment_probabilities(advantages, prio_alpha)
             indices = torch.multinomial(probabilities, self.minibatch_segments, generator=self._generator)
             prio_weights = (self.segments * probabilities[indices, None]) ** -prio_beta
-        return self._gather(indices, advantages) | {"prio_weights": prio_weights}
+        return self.rows(indices, advantages) | {"prio_weights": prio_weights}
 
     def update_values(self, indices: Tensor, values: Tensor) -> None:
-        """Overwrites stored values of rows (the losses here use those of the rollout throughout)."""
+        """Overwrites stored values of rows. The losses use what is stored: values of the rollout, or, for data of an
+        older policy, those that the present one gives before it is updated."""
         self.values[indices] = values.detach().view(len(indices), self.bptt_horizon)
 
     def update_ratio(self, indices: Tensor, ratio: Tensor) -> None:
@@ -338,6 +340,7 @@ class Experience:
     def begin_batch(self) -> None:
         """Before the first ``add_fragment`` of a batch."""
         self.ratio.fill_(1.0)
+        self.proximal_logprobs = None
         self.rollout_id += 1
 
     def agent_rows(self) -> list[Tensor]:
@@ -479,10 +482,12 @@ class Experience:
             self._centered_rewards[rows - self.total_agents, -1] = centered
         self._mean_reward[env_id] += self._reward_centering_rate * centered
 
-    def _gather(self, indices: Tensor, advantages: Tensor) -> Minibatch:
-        values, chosen = self.values[indices], advantages[indices]
+    def rows(self, indices: Tensor, advantages: Tensor) -> Minibatch:
+        """All that is stored of these rows, as a minibatch."""
+        values, chosen, logprobs = self.values[indices], advantages[indices], self.logprobs[indices]
         return self.inputs(indices) | {
-            "logprobs": self.logprobs[indices],
+            "logprobs": logprobs,
+            "proximal_logprobs": logprobs if self.proximal_logprobs is None else self.proximal_logprobs[indices],
             "values": values,
             "advantages": chosen,
             "returns": chosen + values,

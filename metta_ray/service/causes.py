@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-import ray
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -77,8 +76,9 @@ def _of_death(error: RayActorError, text: str) -> Failure:
     return Failure(Outcome.PROCESS_LOST, Cause.CRASH, text)
 
 
-def is_ray_error(error: BaseException) -> bool:
-    return isinstance(error, ray.exceptions.RayError)
+def is_death(error: BaseException) -> bool:
+    """Whether a process is gone, for whatever reason but its own constructor or method raising."""
+    return isinstance(error, RayActorError) and "creation task" not in str(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -303,6 +303,7 @@ class Learner:
                 order.version,
                 losses,
                 self._device,
+                is_off_policy=order.staleness > 0,
             )
         epoch = order.version + 1
         maybe_update_l2_weights(self._agent, epoch, self._agent.config.l2_init_weight_update_interval)

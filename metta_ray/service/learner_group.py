@@ -18,7 +18,7 @@ from typing import Any
 
 from metta_ray.common.errors import LearnersLost, RunFailed, TrainingDiverged
 from metta_ray.control.deadlines import Durations
-from metta_ray.service.causes import Failure, Outcome, failure_of
+from metta_ray.service.causes import Failure, Outcome, failure_of, is_death
 from metta_ray.service.children import Child, Children, Future
 from metta_ray.service.identity import Identity
 from metta_ray.service.orders import Contents, GroupPlace, Restored, Staged, UpdateOrder, UpdateResult
@@ -155,10 +155,31 @@ class LearnerGroup:
         """State from the newest checkpoint, or a fresh one, on all replicas."""
         leader = self.newcomers[0]
         restored, weights, state = leader.child.call("begin", checkpoint_dir, results=3)
-        found: Restored = self._children.result(restored, FORMING_S)
+        try:
+            found: Restored = self._children.result(restored, FORMING_S)
+        except Exception as error:
+            if is_death(error):
+                raise LearnersLost(f"the first learner died while it began: {failure_of(error).text}") from None
+            raise
         self.committed = Committed(found.version, weights, state)
         self._form(self.newcomers)
         return found
+
+    def renew_committed(self) -> None:
+        """Asks a replica for the committed state again, where the copy that was handed out may be lost with a node.
+
+        While an update is under way there is no need: its answer brings the next one.
+        """
+        if self.update is not None or self.committed is None or not self.members:
+            return
+        version, _, weights, state = self.members[0].child.call("export", results=4)
+        try:
+            found: int = self._children.result(version, PING_S)
+        except Exception as error:
+            logger.warning("the committed state could not be renewed: %s", failure_of(error).text)
+            return
+        if found == self.committed.version:
+            self.committed = Committed(found, weights, state)
 
     def resume(self, version: int) -> UpdateResult | None:
         """After a coordinator restart: the update that was finished and never committed, if there is one.
@@ -350,7 +371,15 @@ class LearnerGroup:
                 living = self._replace_the_dead(replicas)
                 was_message_lost = failure_of(error).outcome is Outcome.UNKNOWN
                 if len(living) == len(replicas) and not (was_message_lost and attempts < FORMING_ATTEMPTS):
-                    raise
+                    # All live and still cannot meet: what keeps them apart is unknown, so one goes on alone.
+                    self.spend_failure(failure_of(error).text)
+                    for replica in living[1:]:
+                        self._end(replica)
+                        self.newcomers.remove(replica)
+                        self.newcomers.append(self._start())
+                    living = living[:1] if len(living) > 1 else []
+                    if not living:
+                        raise
                 replicas = living
                 continue
             self.members = seated

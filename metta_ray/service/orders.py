@@ -76,6 +76,7 @@ class UpdateOrder:
     group: the forming of the learner group that it is for. batch: the staged batch to use.
     agent_step_before, agent_step: trained agent steps without and with this batch.
     settings: dotted names below ``trainer`` that were changed while the run goes on, all of them each time.
+    staleness: of the oldest fragment; above 0 an older policy collected some of the data.
     """
 
     generation: int
@@ -86,6 +87,7 @@ class UpdateOrder:
     agent_step: int
     tickets: tuple[int, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    staleness: int = 0
     compare_replicas: bool = False
 
 

@@ -144,6 +144,7 @@ class TrainingPipeline:
             case Missing(_, ticket, reason):
                 self._lose(ticket, "data_lost")
                 self._on_event("data_lost", f"the fragment of ticket {ticket} is lost: {reason}")
+                self._learners.renew_committed()  # it may be the weights that the worker could not get
             case Left():
                 self._left(event)
 
@@ -269,6 +270,7 @@ class TrainingPipeline:
             agent_step=ledger.agent_step + counted,
             tickets=batch.tickets,
             settings=settings,
+            staleness=max(ledger.version - self._in_batch[t].header.policy_version for t in batch.tickets),
             compare_replicas=len(self._learners.members) > 1 and ledger.version % COMPARE_REPLICAS_EVERY == 0,
         )
 

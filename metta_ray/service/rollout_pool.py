@@ -378,6 +378,9 @@ class RolloutPool:
                 self._durations.add_missed(deadline)
                 text = f"ticket {ticket} was not answered in {waited:.1f} s (deadline {deadline:.1f} s)"
                 events.append(self._lost(member, Failure(Outcome.PROCESS_LOST, Cause.HANG, text)))
+            elif not member.orders and member.heartbeat is not None and now - member.last_sign > deadline:
+                text = f"gave no sign of life for {now - member.last_sign:.1f} s, with nothing to do"
+                events.append(self._lost(member, Failure(Outcome.PROCESS_LOST, Cause.HANG, text)))
         return events
 
     def _lost(self, member: Member, failure: Failure) -> Event:
