@@ -29,13 +29,19 @@ def draining_nodes() -> dict[str, int]:
 
 def object_store_bytes_used() -> int:
     """Of all nodes of the connected cluster."""
-    from ray._private.internal_api import memory_summary
+    return int(_store_stats().object_store_bytes_used)
 
-    text = memory_summary(stats_only=True)
-    for line in text.splitlines():
-        if line.startswith("Plasma memory usage"):
-            return int(float(line.split()[3]) * 1024 * 1024)
-    return 0
+
+def spilled_bytes() -> int:
+    """Written to disk by all nodes of the connected cluster, ever, for want of room in their object stores."""
+    return int(_store_stats().spilled_bytes_total)
+
+
+def _store_stats() -> Any:
+    from ray._private.internal_api import get_memory_info_reply
+    from ray._private.state import state
+
+    return get_memory_info_reply(state).store_stats
 
 
 def lossy_calls(request_percent: int, response_percent: int, method: str = PUSH_TASK) -> dict[str, str]:
@@ -56,13 +62,3 @@ def slow_calls(seconds: float, method: str = "CoreWorkerService.grpc_server.Push
     """Environment in which every process of a Ray lets each call of one method lie for a while before it obeys."""
     microseconds = int(seconds * 1e6)
     return {"RAY_testing_asio_delay_us": f"{method}={microseconds}:{microseconds}"}
-
-
-def spilled_bytes() -> int:
-    """Written to disk by all nodes of the connected cluster, ever, for want of room in their object stores."""
-    from ray._private.internal_api import memory_summary
-
-    for line in memory_summary(stats_only=True).splitlines():
-        if line.startswith("Spilled"):
-            return int(float(line.split()[1]) * 1024 * 1024)
-    return 0

@@ -48,12 +48,19 @@ def object_store_bytes() -> int:
     return object_store_bytes_used()
 
 
+def spilled_bytes() -> int:
+    from tests.ray.ray_compat import spilled_bytes
+
+    return spilled_bytes()
+
+
 OF_THE_CLUSTER: dict[str, Callable[..., Any]] = {
     "named_actors": named_actors,
     "free_resources": free_resources,
     "nodes": nodes,
     "drain": drain,
     "object_store_bytes": object_store_bytes,
+    "spilled_bytes": spilled_bytes,
 }
 
 
