@@ -53,5 +53,5 @@ class Children(Protocol):
         ...
 
     def missing_resources(self, role: str, count: int) -> str | None:
-        """What ``count`` more children of a role would need and the cluster has not free now; None if it has."""
+        """What up to ``count`` children of a role that have no process yet lack, in words; None if they lack nothing."""
         ...

@@ -38,7 +38,7 @@ from metta_ray.service.identity import Identity, coordinator_name, namespace_of
 from metta_ray.service.learner_group import LearnerGroup
 from metta_ray.service.orders import Restored, UpdateResult
 from metta_ray.service.pipeline import TrainingPipeline
-from metta_ray.service.process_info import ProcessInfo
+from metta_ray.service.process_info import ProcessInfo, require_same_versions
 from metta_ray.service.ray_children import RayChildren
 from metta_ray.service.ray_facts import total_resources
 from metta_ray.service.rollout_pool import RolloutPool
@@ -57,11 +57,12 @@ TURN_S = 0.05
 STATUS_EVERY_S = 0.25
 RECORD_EVERY_S = 1.0
 NODES_EVERY_S = 1.0
+WAITED_S = 3.0
+"""Waiting that lasts so long is told: starting takes seconds anyway."""
 LINGER_S = 5.0
 COMMAND_S = 60.0
 CHECKPOINT_COMMAND_S = 180.0
 OBJECT_STORE_SHARE = 0.3
-MUST_AGREE = ("python", "ray", "torch", "mettagrid", "metta_ray")
 LIVE_SECTIONS = ("optimizer", "ppo", "vtrace", "prioritized_experience_replay", "total_timesteps")
 
 Reply = dict[str, Any]
@@ -91,6 +92,7 @@ class Coordinator:
         self._status: Reply = {}
         self._status_at = self._record_at = self._lease_at = self._nodes_at = float("-inf")
         self._left_nodes: set[str] = set()
+        self._waits: tuple[str | None, float] = (None, 0.0)  # for what, since when; inf: it was told
         self._checked: set[str] = set()
         self._refresh_status()
         threading.Thread(target=self._live, name="pipeline", daemon=True).start()
@@ -609,9 +611,18 @@ class Coordinator:
                 is_running = self._has_begun and bool(self._pool.ready)
                 self._announcer.enter(RunState.RUNNING if is_running else RunState.WAITING)
             self._refresh_status()
+            self._tell_what_is_waited_for()
         if now - self._record_at >= RECORD_EVERY_S:
             self._record_at = now
             self._put_record()
+
+    def _tell_what_is_waited_for(self) -> None:
+        now, waiting_for = self._status_at, self._status.get("waiting_for")
+        if waiting_for != self._waits[0]:
+            self._waits = (waiting_for, now)
+        elif waiting_for is not None and now - self._waits[1] >= WAITED_S:
+            self._announcer.note(f"waiting for {waiting_for}")
+            self._waits = (waiting_for, float("inf"))
 
     def _refresh_status(self) -> None:
         self._status_at = self._clock()
@@ -720,13 +731,7 @@ class Coordinator:
         if info is None or info.incarnation in self._checked:
             return
         self._checked.add(info.incarnation)
-        own = package_versions()
-        for package in MUST_AGREE:
-            if own.get(package) != info.versions.get(package):
-                raise ConfigError(
-                    f"{package} is {own.get(package)} on the coordinator's node and {info.versions.get(package)} on "
-                    f"{info.host} ({who}); install the same version on all nodes"
-                )
+        require_same_versions(package_versions(), who, info)
 
     def _description(self) -> str:
         sizes, config = self._sizes, self._config

@@ -22,7 +22,7 @@ from metta_ray.service.actors import EvaluatorActor, LearnerActor, RolloutWorker
 from metta_ray.service.children import Future
 from metta_ray.service.identity import Identity, namespace_of
 from metta_ray.service.process_info import ProcessInfo
-from metta_ray.service.ray_facts import draining_nodes, free_resources
+from metta_ray.service.ray_facts import draining_nodes, free_resources, has_process
 from metta_ray.service.run_config import RunConfig
 
 _CLASSES = {"rollout": RolloutWorkerActor, "learner": LearnerActor, "evaluator": EvaluatorActor}
@@ -63,6 +63,7 @@ class RayChildren:
         self._node_id = ray.get_runtime_context().get_node_id()
         self._group_name = f"metta/{run}/learners"
         self._group: PlacementGroup | None = None
+        self._without_process: dict[str, list[Any]] = {role: [] for role in _CLASSES}
 
     def start(self, role: str, identity: Identity, *args: Any) -> RayChild:
         options: dict[str, Any] = {
@@ -77,6 +78,7 @@ class RayChildren:
         # Ray's own types do not know this option.
         actor = ray.remote(concurrency_groups=_CONCURRENCY_GROUPS[role])(_CLASSES[role])  # type: ignore[call-overload]
         handle = actor.options(**options).remote(identity, *args)
+        self._without_process[role].append(handle)
         return RayChild(identity, handle, self._node_id)
 
     def find(self, identity: Identity) -> RayChild | None:
@@ -104,11 +106,13 @@ class RayChildren:
         return draining_nodes()
 
     def missing_resources(self, role: str, count: int) -> str | None:
+        waiting = self._without_process[role] = [a for a in self._without_process[role] if not has_process(a)]
+        count = min(count, len(waiting))
         need, free = self._needed(role), free_resources()
         missing = [
             f"{amount:g} {name} each, {free.get(name, 0.0):g} free"
             for name, amount in need.items()
-            if amount > free.get(name, 0.0)
+            if amount * count > free.get(name, 0.0)
         ]
         return f"{count} {role} process(es) wait for {' and '.join(missing)}" if missing else None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 
 HEAD = "node:__internal_head__"
@@ -14,6 +16,14 @@ def total_resources() -> dict[str, float]:
 
 def free_resources() -> dict[str, float]:
     return dict(ray.available_resources())  # type: ignore[no-untyped-call]
+
+
+def has_process(actor: Any) -> bool:
+    """Whether an actor was given a process, in which its constructor may still be running; an ended one had one."""
+    from ray._private.state import state  # Ray's public call asks the dashboard, which need not be there
+
+    facts = state.actor_table(actor._actor_id.hex())
+    return bool(facts.get("Pid")) or facts.get("State") not in ("DEPENDENCIES_UNREADY", "PENDING_CREATION")
 
 
 def draining_nodes() -> set[str]:
