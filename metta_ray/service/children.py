@@ -53,5 +53,5 @@ class Children(Protocol):
         ...
 
     def missing_resources(self, role: str, count: int) -> str | None:
-        """What up to ``count`` children of a role that have no process yet lack, in words; None if they lack nothing."""
+        """What up to ``count`` children of a role without a process lack, in words; None if they lack nothing."""
         ...

@@ -22,7 +22,6 @@ import ray
 
 from metta_ray.common.errors import ConfigError, LearnersLost, MettaRayError, RunDirectoryInUse, StateStoreError
 from metta_ray.common.util import fs
-from metta_ray.common.util.typed_config import apply_overrides
 from metta_ray.control.run_state import RunState
 from metta_ray.control.schedule import is_due
 from metta_ray.rl.progress import MetricsLog
@@ -31,22 +30,18 @@ from metta_ray.rl.vecenv import training_factory
 from metta_ray.service.announcer import Announcer
 from metta_ray.service.books import Books
 from metta_ray.service.causes import failure_of
-from metta_ray.service.checkpointer import Checkpointer, Newest
+from metta_ray.service.checkpointer import Newest
 from metta_ray.service.children import Child
+from metta_ray.service.commands import Commands, Reply
 from metta_ray.service.evaluation_job import EvaluationJob, evaluator_identity
 from metta_ray.service.identity import Identity, coordinator_name, namespace_of
-from metta_ray.service.learner_group import LearnerGroup
 from metta_ray.service.orders import Restored, UpdateResult
-from metta_ray.service.pipeline import TrainingPipeline
 from metta_ray.service.process_info import ProcessInfo, require_same_versions
-from metta_ray.service.ray_children import RayChildren
-from metta_ray.service.ray_facts import total_resources
-from metta_ray.service.rollout_pool import RolloutPool
 from metta_ray.service.run_config import RunConfig, store_url
 from metta_ray.service.run_log import keep_log
-from metta_ray.service.run_status import failures_of, learner_list, worker_list, workers_of
-from metta_ray.service.shared_directory import leave_nonce
+from metta_ray.service.run_status import facts_of, failures_of, workers_of
 from metta_ray.service.sizes import Sizes
+from metta_ray.service.wiring import build_parts
 from metta_ray.service.worker_count import WorkerCount
 from metta_ray.state.open_store import open_store
 from metta_ray.state.records import RunRecord
@@ -62,10 +57,6 @@ WAITED_S = 3.0
 LINGER_S = 5.0
 COMMAND_S = 60.0
 CHECKPOINT_COMMAND_S = 180.0
-OBJECT_STORE_SHARE = 0.3
-LIVE_SECTIONS = ("optimizer", "ppo", "vtrace", "prioritized_experience_replay", "total_timesteps")
-
-Reply = dict[str, Any]
 
 
 class Coordinator:
@@ -192,7 +183,25 @@ class Coordinator:
             sections = {name: record[name] for name in record if name not in ("trainer", "device", "run", "data_dir")}
             save_experiment_config(dirs, self._config.learner.device, trainer, **sections)
         self._log = MetricsLog(dirs.run_dir, tensorboard=self._config.tensorboard)
-        self._build_parts()
+        self._worker_snapshots: dict[int, Any] = {}
+        parts = self._parts = build_parts(
+            self.run,
+            self._config,
+            self._sizes,
+            self._spec,
+            dirs.run_dir,
+            self._books,
+            self._count,
+            self._announcer,
+            self._clock,
+            snapshot_of=lambda slot: self._worker_snapshots.pop(slot, None),
+            on_epoch=self._epoch_done,
+            on_learner=self._learner_changed,
+        )
+        self._children, self._pool, self._learners = parts.children, parts.pool, parts.learners
+        self._pipeline, self._checkpointer = parts.pipeline, parts.checkpointer
+        self._command = Commands(parts)
+        self._count.ask(self._books.workers or self._count.configured)
         self._is_open = True
         self._is_adopting = self._was_restarted and self._adopt_learners()
         if self._is_adopting:
@@ -201,56 +210,6 @@ class Coordinator:
         self._learners.start()
         if not any(Path(self._checkpoint_dir).glob("model_*")):
             self._pool.wanted = self._count.wanted  # nothing to restore: workers may start beside the learners
-
-    def _build_parts(self) -> None:
-        config, sizes, books, clock = self._config, self._sizes, self._books, self._clock
-        children = self._children = RayChildren(config, self.run)
-        self._worker_snapshots: dict[int, Any] = {}
-        run_dir = self._dirs.run_dir
-        replica_arguments = (config.model_dump(), sizes, self._spec, run_dir, leave_nonce(run_dir))
-        self._pool = RolloutPool(
-            config,
-            children,
-            self.run,
-            clock,
-            lambda slot: (config.model_dump(), sizes, self._worker_snapshots.pop(slot, None)),
-            lambda: books.take_number("rollout"),
-            books.generation,
-        )
-        self._learners = LearnerGroup(
-            config,
-            sizes,
-            children,
-            self.run,
-            clock,
-            lambda: replica_arguments,
-            lambda: books.take_number("learner"),
-            self._learner_changed,
-            books.generation,
-        )
-        self._pipeline = TrainingPipeline(
-            config,
-            sizes,
-            books,
-            self._pool,
-            self._learners,
-            clock,
-            self._epoch_done,
-            self._announcer.event,
-            byte_budget=self._byte_budget(),
-        )
-        self._checkpointer = Checkpointer(
-            books,
-            self._pool,
-            self._learners,
-            children,
-            self._announcer,
-            clock,
-            self._checkpoint_dir,
-            config.trainer.checkpoint.keep_last,
-        )
-        self._pipeline.total_timesteps = books.settings.get("trainer.total_timesteps", config.trainer.total_timesteps)
-        self._count.ask(books.workers or self._count.configured)
 
     # Beginning, and beginning again.
 
@@ -408,7 +367,7 @@ class Coordinator:
             except Empty:
                 return
             try:
-                reply = getattr(self, f"_command_{command}")(*args, answer)
+                reply = self._stop(*args) if command == "stop" else self._follow(command, args, answer)
             except Exception as error:
                 answer.set_exception(error)
                 continue
@@ -416,54 +375,13 @@ class Coordinator:
             if reply is not None:
                 answer.set_result(reply)
 
-    def _command_scale(self, text: str, _: Answer[Reply]) -> Reply:
-        warning = self._count.ask(text)
-        self._books.record({"kind": "workers", "text": text}, sync=True)
-        if self._has_begun:
-            self._pool.wanted = self._count.wanted
-        self._announcer.event("scale", f"scaled to {text}{'; ' + warning if warning else ''}")
-        return {"ok": True, "message": warning or f"{self._count.wanted} worker(s) wanted"}
+    def _follow(self, command: str, args: tuple[Any, ...], answer: Answer[Reply]) -> Reply | None:
+        """None: the command answers by itself, later."""
+        if self._ending is not None:
+            return {"ok": False, "message": f"run {self.run} is ending"}
+        return self._command.follow(command, args, answer, has_begun=self._has_begun)
 
-    def _command_pause(self, _: Answer[Reply]) -> Reply:
-        if self._ending is None:
-            self._pipeline.paused = True
-            self._announcer.enter(RunState.PAUSED, "what is under way is finished, nothing is ordered")
-        return {"ok": True, "message": "paused: what is under way is finished, nothing is ordered"}
-
-    def _command_unpause(self, _: Answer[Reply]) -> Reply:
-        if self._ending is None:
-            self._pipeline.paused = False
-            self._pipeline.restart_clock()
-            self._announcer.enter(RunState.RUNNING, "goes on")
-        return {"ok": True, "message": "the run goes on"}
-
-    def _command_checkpoint(self, answer: Answer[Reply]) -> Reply | None:
-        newest = self._checkpointer.newest
-        if not self._has_begun:
-            return {"ok": False, "message": "nothing to save yet: the learners are starting"}
-        if newest is not None and self._checkpointer.holds(self._books.ledger.version):
-            return {"ok": True, "message": f"{newest.path} holds this very state already"}
-        self._checkpointer.want(answer)
-        return None
-
-    def _command_set(self, name: str, value: Any, _: Answer[Reply]) -> Reply:
-        name = name.replace("-", "_")
-        section = name.removeprefix("trainer.").split(".")[0]
-        if not name.startswith("trainer.") or section not in LIVE_SECTIONS:
-            allowed = ", ".join(f"trainer.{section}" for section in LIVE_SECTIONS)
-            raise ConfigError(f"{name} cannot be changed while the run goes on; what can is below {allowed}")
-        found: Any = apply_overrides(self._config, {**self._books.settings, name: value})
-        for part in name.split("."):
-            found = getattr(found, part)
-        if found is not None and not isinstance(found, bool | int | float | str):
-            raise ConfigError(f"{name} is a section; name one setting in it")
-        self._books.record({"kind": "setting", "name": name, "value": found}, sync=True)
-        if name == "trainer.total_timesteps":
-            self._pipeline.total_timesteps = int(found or 0)
-        self._announcer.event("setting", f"{name} = {found} from update {self._books.ledger.version + 1} on")
-        return {"ok": True, "message": f"{name} = {found}, from the next update on"}
-
-    def _command_stop(self, force: bool, _: Answer[Reply]) -> Reply:
+    def _stop(self, force: bool) -> Reply:
         if force:
             self._end(RunState.STOPPED, "stopped at once")
             self._finish(RunState.STOPPED, "stopped without a last checkpoint")
@@ -637,35 +555,8 @@ class Coordinator:
             "pid": os.getpid(),
         }
         if self._is_open:
-            ledger, newest = self._books.ledger, self._checkpointer.newest
-            workers = workers_of(self._pool, self._count.wanted, self._sizes.useful_workers)
-            status |= {
-                "generation": self._books.generation,
-                "agent_step": ledger.agent_step,
-                "total_timesteps": self._pipeline.total_timesteps,
-                "policy_version": ledger.version,
-                "epoch": ledger.version,
-                "reward": self._epoch.get("reward"),
-                "agent_steps_per_second": self._epoch.get("agent_steps_per_second"),
-                "staleness": self._epoch.get("staleness"),
-                "bottleneck": self._epoch.get("bottleneck"),
-                "workers": {**workers, "list": worker_list(self._pool)},
-                "learners": learner_list(self._learners),
-                "ledger": ledger.totals(),
-                "failures": failures_of(self._pool, self._learners),
-                "checkpoint": {
-                    "path": newest.path if newest else None,
-                    "epoch": newest.version if newest else None,
-                    "age_s": round(self._clock() - newest.at, 1) if newest else None,
-                    "failures": self._checkpointer.failures,
-                },
-                "settings": dict(self._books.settings),
-                "waiting_for": self._waiting_for(),
-                "run_dir": self._dirs.run_dir,
-                "unwritten_events": self._books.unwritten,
-                "bytes_outstanding": self._pipeline.bytes_outstanding,
-                "byte_budget": self._pipeline.byte_budget,
-            }
+            status |= facts_of(self._parts, self._epoch)
+            status |= {"waiting_for": self._waiting_for(), "run_dir": self._dirs.run_dir}
         self._status = status
 
     def _waiting_for(self) -> str | None:
@@ -740,8 +631,3 @@ class Coordinator:
             f"environments each, {config.learner.replicas} learner(s), {sizes.fragments_per_batch} fragments of "
             f"{sizes.fragment_steps:,} agent steps per update, {self._pipeline.total_timesteps:,} agent steps"
         )
-
-    def _byte_budget(self) -> int:
-        if self._config.pacing.byte_budget:
-            return self._config.pacing.byte_budget
-        return int(total_resources().get("object_store_memory", 0.0) * OBJECT_STORE_SHARE)

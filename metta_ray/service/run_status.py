@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from metta_ray.service.learner_group import LearnerGroup, Replica
 from metta_ray.service.rollout_pool import RolloutPool
+from metta_ray.service.wiring import Parts
+
+
+def facts_of(parts: Parts, epoch: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a run's status that its parts know. epoch: record of the last one."""
+    ledger, newest = parts.books.ledger, parts.checkpointer.newest
+    counts = workers_of(parts.pool, parts.count.wanted, parts.sizes.useful_workers)
+    return {
+        "generation": parts.books.generation,
+        "agent_step": ledger.agent_step,
+        "total_timesteps": parts.pipeline.total_timesteps,
+        "policy_version": ledger.version,
+        "epoch": ledger.version,
+        "reward": epoch.get("reward"),
+        "agent_steps_per_second": epoch.get("agent_steps_per_second"),
+        "staleness": epoch.get("staleness"),
+        "bottleneck": epoch.get("bottleneck"),
+        "workers": {**counts, "list": worker_list(parts.pool)},
+        "learners": learner_list(parts.learners),
+        "ledger": ledger.totals(),
+        "failures": failures_of(parts.pool, parts.learners),
+        "checkpoint": {
+            "path": newest.path if newest else None,
+            "epoch": newest.version if newest else None,
+            "age_s": round(parts.clock() - newest.at, 1) if newest else None,
+            "failures": parts.checkpointer.failures,
+        },
+        "settings": dict(parts.books.settings),
+        "unwritten_events": parts.books.unwritten,
+        "bytes_outstanding": parts.pipeline.bytes_outstanding,
+        "byte_budget": parts.pipeline.byte_budget,
+    }
 
 
 def workers_of(pool: RolloutPool, wanted: int, useful: int) -> dict[str, int]:
