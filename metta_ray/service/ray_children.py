@@ -26,6 +26,7 @@ from metta_ray.service.ray_facts import draining_nodes, free_resources, has_proc
 from metta_ray.service.run_config import RunConfig
 
 _CLASSES = {"rollout": RolloutWorkerActor, "learner": LearnerActor, "evaluator": EvaluatorActor}
+_CALLED = {"rollout": "rollout worker", "learner": "learner", "evaluator": "evaluator"}
 _CONCURRENCY_GROUPS = {
     "rollout": {"control": 1},
     "learner": {"control": 1, "staging": 1, "saving": 1},
@@ -110,11 +111,12 @@ class RayChildren:
         count = min(count, len(waiting))
         need, free = self._needed(role), free_resources()
         missing = [
-            f"{amount:g} {name} each, {free.get(name, 0.0):g} free"
+            f"{amount:g} {name} ({free.get(name, 0.0):g} free)"
             for name, amount in need.items()
             if amount * count > free.get(name, 0.0)
         ]
-        return f"{count} {role} process(es) wait for {' and '.join(missing)}" if missing else None
+        whom = f"each of {count} {_CALLED[role]}s" if count > 1 else f"1 {_CALLED[role]}"
+        return f"{' and '.join(missing)} for {whom}" if missing else None
 
     def remove_group(self) -> None:
         """Gives the learners' resources back."""

@@ -19,11 +19,15 @@ def free_resources() -> dict[str, float]:
 
 
 def has_process(actor: Any) -> bool:
-    """Whether an actor was given a process, in which its constructor may still be running; an ended one had one."""
-    from ray._private.state import state  # Ray's public call asks the dashboard, which need not be there
+    """Whether an actor was given a process, in which its constructor may still be running; an ended one had one.
+    False where this version of Ray does not say (its public call asks the dashboard, which need not be there)."""
+    try:
+        from ray._private.state import state
 
-    facts = state.actor_table(actor._actor_id.hex())
-    return bool(facts.get("Pid")) or facts.get("State") not in ("DEPENDENCIES_UNREADY", "PENDING_CREATION")
+        facts = state.actor_table(actor._actor_id.hex())
+    except Exception:
+        return False
+    return bool(facts.get("Pid")) or facts.get("State") in ("ALIVE", "RESTARTING", "DEAD")
 
 
 def draining_nodes() -> set[str]:

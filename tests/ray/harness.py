@@ -78,11 +78,13 @@ def free_port() -> int:
 class Session:
     """A process and all that it started. Its output goes to a file."""
 
-    def __init__(self, command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path, stdin: int | None = None
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                list(command), cwd=cwd, env=dict(env), stdout=output, stderr=output, start_new_session=True
+                list(command), cwd=cwd, env=dict(env), stdin=stdin, stdout=output, stderr=output, start_new_session=True
             )
 
     @property

@@ -174,7 +174,7 @@ def test_no_worker_that_ever_starts_ends_the_run_at_once():
 def test_a_start_that_takes_too_long_is_a_hang_unless_resources_are_missing():
     pool = Pool(1, failure__start_deadline_s=5)
     pool.children.start_seconds = None
-    pool.children.missing["rollout"] = "1 rollout process(es) wait for 1 CPU each, 0 free"
+    pool.children.missing["rollout"] = "1 CPU (0 free) for 1 rollout worker"
 
     assert pool.pass_time(8) == pool.of(Joined)
     assert "1 CPU" in (pool.pool.waiting_for() or "")
