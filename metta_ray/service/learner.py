@@ -88,6 +88,7 @@ class Learner:
         self._optimizer = self._new_optimizer()
         self._group = ProcessGroup(node_ip)
         self._place = GroupPlace(group=-1, rank=0, world_size=1)
+        self._seat = (-1, -1)
         self._generation = identity.generation
         self._version = 0
         self._is_dirty = False
@@ -127,8 +128,11 @@ class Learner:
         """Takes a seat in a new group and the committed state; forgets everything that was staged or begun.
 
         weights, state: one reference each, in a list so that Ray does not fetch them on the way.
+        Asked again for the seat that it has, it keeps it.
         """
         self._obey(generation)
+        if (generation, place.group) == self._seat:
+            return ProcessInfo.of_this_process(self.identity.incarnation)
         learner = self._config.learner
         prepare_thread(learner.threads)
         timeout_s = learner.process_group_timeout_s if self._version > 0 else learner.first_process_group_timeout_s
@@ -150,6 +154,8 @@ class Learner:
         self._newest_fragment: dict[int, int] = {}
         self._staged: dict[int, threading.Event] = {}
         self._stage_errors: dict[int, BaseException] = {}
+        self._newest_staged = -1
+        self._seat = (generation, place.group)
         return ProcessInfo.of_this_process(self.identity.incarnation)
 
     # Training.
@@ -165,10 +171,14 @@ class Learner:
         """Copies the fragments (references), in order, into the buffer of ``batch``; they may go afterwards.
 
         origins: (worker, number of its fragment) of each, for teachers that remember.
-        At most one batch beyond that in training may be staged.
+        At most one batch beyond that in training may be staged. A batch that was staged already is left alone: another
+        one may be in its buffer by now.
         """
         self._obey(generation)
         self._require_group(group)
+        if batch <= self._newest_staged:
+            return Staged(batch, 0, {"fetching": 0.0, "copying": 0.0})
+        self._newest_staged = batch
         experience, done = self._buffers[batch % 2], self._staged.setdefault(batch, threading.Event())
         fetching = copying = size = 0.0
         try:

@@ -72,7 +72,8 @@ class RayChildren:
             "namespace": self._namespace,
             "lifetime": "detached",
             "max_restarts": 0,
-            "max_task_retries": 0,
+            # Of a call whose request or answer was lost: every method may be called twice with the effect of once.
+            "max_task_retries": -1,
             "enable_task_events": role != "rollout",  # one event per fragment would load the cluster's head
             **self._resources(role),
         }
