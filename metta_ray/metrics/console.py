@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 BAR_WIDTH = 20
+LIVE_BAR_WIDTH, MIN_BAR_WIDTH = 40, 5
 Progress = Mapping[str, Any]
 
 
@@ -86,7 +87,8 @@ class LiveDisplay:
         self._live = Live(console=self._console, refresh_per_second=4, transient=False)
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        # Wrapped between words; a path that is longer than a line stays whole, to be copied.
+        self._console.print(text, markup=False, highlight=False, overflow="ignore", crop=False)
 
     def show(self, progress: Progress) -> None:
         from rich.console import Group
@@ -95,11 +97,9 @@ class LiveDisplay:
         from rich.text import Text
 
         total = progress.get("total_timesteps") or 0
-        bar = Table.grid(padding=(0, 1))
-        bar.add_row(
-            ProgressBar(total=total or 1, completed=progress.get("agent_step") or 0, width=40),
-            Text(_step_text(progress)),
-        )
+        bar, steps = Table.grid(padding=(0, 1)), _step_text(progress)
+        width = max(MIN_BAR_WIDTH, min(LIVE_BAR_WIDTH, self._console.width - len(steps) - 2))
+        bar.add_row(ProgressBar(total=total or 1, completed=progress.get("agent_step") or 0, width=width), Text(steps))
         lines = [
             _join(_speed_text(progress), _reward_text(progress), _worker_text(progress), _staleness_text(progress))
         ]

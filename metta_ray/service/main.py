@@ -51,6 +51,7 @@ def run_training(config: RunConfig, *, display: Display) -> int:
         )
     if address is None and (data_dir / name).exists():
         fs.RunLock.acquire(data_dir / name).release()  # one in use is refused now, not after Ray's start
+    display.note(f"starting run {name} " + (f"in the cluster {address}" if address else "on a Ray of its own"))
     sizes, spec = _describe_environment(config)
     with ExitStack() as stack:
         session = stack.enter_context(_ray(config, address, display))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
+
 from metta_ray.metrics.console import LiveDisplay, PlainDisplay, progress_line, state_text, training_display
 
 PROGRESS: dict[str, Any] = {
@@ -96,3 +98,25 @@ def test_a_terminal_shows_all_of_it_and_keeps_notes(monkeypatch):
 
     for part in ("restored [weights]", "2,048 of 20,480", "epoch 2", "12,377/s", "workers 3/4", "paused", "limited by"):
         assert part in stream.getvalue()
+
+
+def test_progress_fits_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "72")
+    stream = Terminal()
+
+    with LiveDisplay(stream) as display:
+        display.show(PROGRESS | {"total_timesteps": 100_000_000})
+
+    assert "2,048 of 100,000,000 agent steps · epoch 1" in stream.getvalue()
+
+
+def test_a_note_is_wrapped_between_words_and_a_path_stays_whole(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    path = "/a/path/of" + "/many/directories" * 4
+    stream = Terminal()
+
+    with LiveDisplay(stream) as display:
+        display.note(f"a sentence that is longer than a line of forty {path}")
+
+    assert "a sentence that is longer than a line of" in stream.getvalue()
+    assert path in stream.getvalue()
