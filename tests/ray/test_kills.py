@@ -11,14 +11,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.ray.harness import SLACK, Lab, Run, kill, wait_until
+from tests.ray.harness import ROLES, SLACK, Lab, Run, kill, wait_until
 
 pytestmark = pytest.mark.chaos
 
 WORKER_BACK_S, SURVIVORS_S, FULL_GROUP_S, COORDINATOR_GAP_S, HANG_S = 5.0, 5.0, 15.0, 5.0, 8.0
+START_AGAIN_S = 30.0
+BATCH = 4096
 NAVIGATION = [
     *("--preset", "navigation", "--total-timesteps", 100_000_000, "--evaluate", "false"),
-    *("--trainer.batch-size", 4096, "--trainer.minibatch-size", 1024, "--rollout.num-envs", 4),
+    *("--trainer.batch-size", BATCH, "--trainer.minibatch-size", 1024, "--rollout.num-envs", 4),
     *("--trainer.checkpoint.checkpoint-interval", 20, "--learner.replicas", 2, "--workers", 2),
     *("--learner.process-group-timeout-s", 4, "--failure.update-deadline-s", 4, "--failure.collect-deadline-s", 3),
     *("--failure.backoff-s", 0.1, "--failure.learner.per-run", 200, "--failure.window-s", 60),
@@ -149,9 +151,6 @@ def test_a_coordinator_killed_five_times_loses_no_update(run: Run) -> None:
     assert run.status()["generation"] >= 6
 
 
-START_AGAIN_S = 30.0
-
-
 @pytest.mark.parametrize("fault", ["sleep", "hold_gil", "stop"])
 def test_a_worker_that_hangs_is_found_by_its_deadline(run: Run, fault: str) -> None:
     who, began = run.let_off_and_wait("env.step", fault)
@@ -185,16 +184,21 @@ def test_an_environment_that_raises_costs_its_worker_and_is_named(run: Run) -> N
 def test_a_pause_longer_than_every_deadline_is_no_failure(run: Run) -> None:
     failures = run.status()["failures"]
     run.ask("pause")
-    run.wait_for_status(lambda status: status["ledger"]["in_flight"] == 0, "nothing in flight")
-    version, processes = run.version, {role: run.children(role) for role in ("rollout", "learner", "coordinator")}
+    try:
+        run.wait_for_status(
+            lambda status: status["ledger"]["in_flight"] == 0 and status["ledger"]["queued"] < BATCH,
+            "nothing in flight and no update under way",
+        )
+        version, processes = run.version, {role: run.children(role) for role in ROLES}
 
-    time.sleep(3 * 4.0)  # of deadlines that are 3 and 4 s
+        time.sleep(3 * 4.0)  # of deadlines that are 3 and 4 s
 
-    assert run.version == version
-    run.ask("unpause")
+        assert run.version == version
+    finally:
+        run.ask("unpause")
     run.wait_for_version(version + 2)
     assert run.status()["failures"] == failures
-    assert {role: run.children(role) for role in processes} == processes, "the same processes"
+    assert {role: run.children(role) for role in ROLES} == processes, "the same processes"
 
 
 def test_what_survived_comes_to_its_regular_end(survivor: Survivor) -> None:
