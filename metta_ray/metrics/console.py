@@ -13,6 +13,7 @@ something to say that the one before had not, so showing a state again costs not
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import TextWrapper
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
@@ -88,7 +89,9 @@ class LiveDisplay:
 
     def note(self, text: str) -> None:
         # Wrapped between words; a path that is longer than a line stays whole, to be copied.
-        self._console.print(text, markup=False, highlight=False, overflow="ignore", crop=False)
+        wrapper = TextWrapper(self._console.width, break_long_words=False, break_on_hyphens=False)
+        text = "\n".join(part for line in text.splitlines() for part in wrapper.wrap(line) or [""])
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, progress: Progress) -> None:
         from rich.console import Group

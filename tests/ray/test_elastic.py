@@ -14,6 +14,8 @@ import pytest
 
 from tests.ray.harness import START_S, Lab, Session, wait_until
 
+pytestmark = pytest.mark.chaos  # nodes end with what runs on them
+
 BATCH = 512
 RUN = [
     *("--preset", "cartpole", "--env", "slow_parts:CartPole", "--evaluate", "false"),
