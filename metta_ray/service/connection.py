@@ -154,11 +154,11 @@ def kill_actors(run: str) -> list[str]:
 def cluster(address: str, namespace: str, auth: str | None = None) -> Iterator[None]:
     """A connection as a driver that only asks: its own logs and Ray's stay out of the answer.
 
-    auth: RAY_AUTH_MODE of the cluster, used where the environment names none.
+    auth: RAY_AUTH_MODE of the cluster, where it is known; else what the environment says.
     """
     check_reachable(address)
     # Ray reads these when it is loaded; its default of 20 tries takes as many seconds.
-    os.environ.setdefault("RAY_AUTH_MODE", auth or auth_mode(os.environ))
+    os.environ["RAY_AUTH_MODE"] = auth or auth_mode(os.environ)
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")
     import ray
 

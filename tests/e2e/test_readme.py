@@ -72,14 +72,19 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("DATA_DIR", "METTA_RUN")}
+def reader_environment() -> dict[str, str]:
+    """Without what other tests set for themselves."""
+    ours = ("DATA_DIR", "METTA_RUN", "RAY_AUTH_MODE", "RAY_ADDRESS")
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment["PYTHONPATH"] = str(ROOT)
+    return environment | {"PYTHONPATH": str(ROOT)}
+
+
+def run(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["timeout", "--signal=TERM", "300", "bash", "-euc", command],
         cwd=directory,
-        env=environment,
+        env=reader_environment(),
         capture_output=True,
         text=True,
     )
@@ -87,12 +92,9 @@ def run(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
 
 def start(command: str, directory: Path) -> subprocess.Popen[bytes]:
     """A command that goes on; its output goes to ``live.log``."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("DATA_DIR", "METTA_RUN")}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment["PYTHONPATH"] = str(ROOT)
     with (directory / "live.log").open("wb") as log:
         return subprocess.Popen(
-            command.split(), cwd=directory, env=environment, stdout=log, stderr=log, start_new_session=True
+            command.split(), cwd=directory, env=reader_environment(), stdout=log, stderr=log, start_new_session=True
         )
 
 
