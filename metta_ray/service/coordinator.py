@@ -336,7 +336,6 @@ class Coordinator:
             "agent_steps_per_second": record["agent_steps_per_second"],
             "epoch_seconds": record["epoch_seconds"],
             "update_seconds": record["update_seconds"],
-            **({"reward": record["reward"]} if record["reward"] is not None else {}),
             "staleness/mean": record["staleness"]["mean"],
             "staleness/max": record["staleness"]["max"],
             "workers/wanted": self._count.wanted,
