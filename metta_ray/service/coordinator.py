@@ -39,7 +39,7 @@ from metta_ray.service.orders import Restored, UpdateResult
 from metta_ray.service.process_info import ProcessInfo, require_same_versions
 from metta_ray.service.run_config import RunConfig, store_url
 from metta_ray.service.run_log import keep_log
-from metta_ray.service.run_status import facts_of, failures_of, workers_of
+from metta_ray.service.run_status import facts_before_opening, facts_of, failures_of, workers_of
 from metta_ray.service.sizes import Sizes
 from metta_ray.service.wiring import build_parts
 from metta_ray.service.worker_count import WorkerCount
@@ -553,6 +553,7 @@ class Coordinator:
             "events": announcer.events,
             "pid": os.getpid(),
         }
+        status |= facts_before_opening(self._count.wanted, self._sizes.useful_workers)
         if self._is_open:
             status |= facts_of(self._parts, self._epoch)
             status |= {"waiting_for": self._waiting_for(), "run_dir": self._dirs.run_dir}

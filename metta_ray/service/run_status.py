@@ -10,6 +10,12 @@ from metta_ray.service.rollout_pool import RolloutPool
 from metta_ray.service.wiring import Parts
 
 
+def facts_before_opening(wanted: int, useful: int) -> dict[str, Any]:
+    """The same names while nothing is there yet, so that whoever asks early need not ask differently."""
+    none = {"wanted": wanted, "ready": 0, "starting": 0, "draining": 0, "useful": useful, "list": []}
+    return {"agent_step": 0, "policy_version": 0, "epoch": 0, "workers": none, "learners": [], "failures": {}}
+
+
 def facts_of(parts: Parts, epoch: Mapping[str, Any]) -> dict[str, Any]:
     """All of a run's status that its parts know. epoch: record of the last one."""
     ledger, newest = parts.books.ledger, parts.checkpointer.newest
