@@ -160,8 +160,6 @@ class Coordinator:
             self._pipeline.step(TURN_S)
         except LearnersLost as error:
             self._go_back(error)
-        for member in self._pool.ready:
-            self._require_same_versions(str(member.child.identity), member.info)
         self._save_if_wanted()
         self._look_after_drivers()
         self._look_after_nodes()
@@ -524,6 +522,8 @@ class Coordinator:
         if now - self._lease_at > max(failure.heartbeat_s, failure.lease_s / 10):
             self._lease_at, self._pings = now, self._learners.renew()
         if now - self._status_at >= STATUS_EVERY_S:
+            for member in self._pool.ready:
+                self._require_same_versions(str(member.child.identity), member.info)
             if self._ending is None and not self._pipeline.paused:
                 is_running = self._has_begun and bool(self._pool.ready)
                 self._announcer.enter(RunState.RUNNING if is_running else RunState.WAITING)
