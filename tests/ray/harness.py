@@ -338,21 +338,28 @@ class Run:
         path = self.run_dir / "journal.log"
         return list(read_records(path)) if path.exists() else []
 
+    def books(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The whole journal as if it had never been compacted, and what is in its file; both of one moment."""
+
+        def kept_journals() -> list[Path]:
+            return sorted((self.oracle / "journal").glob("*.log"))
+
+        while True:
+            paths = kept_journals()
+            kept = [list(read_records(path)) for path in paths]
+            now = self.records()
+            is_being_compacted = bool(kept) and now[: len(kept[-1])] == kept[-1]
+            if not is_being_compacted and kept_journals() == paths:
+                whole = [record for part in [*kept, now] for record in part if record["kind"] != SNAPSHOT]
+                return whole, now
+            time.sleep(0.05)
+
     def history(self) -> list[dict[str, Any]]:
         """The whole journal, without what compaction put in the place of records."""
-        whole: list[dict[str, Any]] = []
-        for path in [*sorted((self.oracle / "journal").glob("*.log")), self.run_dir / "journal.log"]:
-            whole += [record for record in read_records(path) if record["kind"] != SNAPSHOT]
-        return whole
+        return self.books()[0]
 
     def ledger(self) -> Ledger:
-        ledger = Ledger()
-        for record in self.records():
-            if record["kind"] == SNAPSHOT:
-                ledger.load_state_dict(record["state"]["ledger"])
-            elif record["kind"] in EVENTS:
-                ledger.apply(record)
-        return ledger
+        return ledger_of(self.records())
 
     @property
     def version(self) -> int:
@@ -469,14 +476,10 @@ class Run:
         """Ledger balanced, no ticket trained twice, versions in order, steps equal to what environments counted."""
         result = audit_run(self.run_dir)
         assert result.is_balanced, result.fault
-        history = self.history()
-        replayed = Ledger()
-        for record in history:
-            if record["kind"] in EVENTS:
-                replayed.apply(record)
-        totals = replayed.totals()
+        history, now = self.books()
+        totals = ledger_of(history).totals()
         assert totals["imbalance"] == 0
-        assert totals == self.ledger().totals(), "compaction has not changed the ledger"
+        assert totals == ledger_of(now).totals(), "compaction has not changed the ledger"
         assert_versions_in_order(history)
         assert_no_ticket_trained_twice(history)
         self.check_steps(history)
@@ -637,6 +640,17 @@ def kill(pid: int, number: int = signal.SIGKILL) -> float:
     """Sends a signal; when that was."""
     os.kill(pid, number)
     return time.monotonic()
+
+
+def ledger_of(records: Sequence[Mapping[str, Any]]) -> Ledger:
+    """The ledger that these records of a journal lead to."""
+    ledger = Ledger()
+    for record in records:
+        if record["kind"] == SNAPSHOT:
+            ledger.load_state_dict(record["state"]["ledger"])
+        elif record["kind"] in EVENTS:
+            ledger.apply(record)
+    return ledger
 
 
 def assert_versions_in_order(history: Sequence[Mapping[str, Any]]) -> None:

@@ -181,7 +181,9 @@ def _coordinator(module: ModuleType) -> None:
 def _journal(module: ModuleType) -> None:
     def keep_and_compact(journal: Any, *args: Any, **kwargs: Any) -> Any:
         if _directory is not None and journal.path.exists():
-            shutil.copyfile(journal.path, _directory / "journal" / f"{time.time_ns()}.log")
+            copy = _directory / "journal" / f"{time.time_ns()}.log"
+            shutil.copyfile(journal.path, copy.with_suffix(".part"))
+            copy.with_suffix(".part").rename(copy)  # a test reads while the run goes on: whole or not at all
         return compact(journal, *args, **kwargs)
 
     compact = module.Journal.compact
