@@ -131,7 +131,8 @@ class RayChildren:
         if role == "learner":
             place = PlacementGroupSchedulingStrategy(self._learners(), placement_group_capture_child_tasks=False)
             return {"num_cpus": learner.num_cpus, "num_gpus": learner.num_gpus, "scheduling_strategy": place}
-        return {"num_cpus": 0}
+        evaluator = self._config.evaluator
+        return {"num_cpus": evaluator.num_cpus, "resources": dict(evaluator.resources)}
 
     def _needed(self, role: str) -> dict[str, float]:
         section = self._config.rollout if role == "rollout" else self._config.learner

@@ -132,6 +132,17 @@ class LearnerConfig(StrictModel):
         return self
 
 
+class EvaluatorConfig(StrictModel):
+    """Where finished policies are played: an actor that exists while an evaluation lasts."""
+
+    num_cpus: _Amount = Field(
+        default=0.0, description="cores Ray reserves; 0 plays on whatever is idle, 1 waits for a core of its own"
+    )
+    resources: dict[str, float] = Field(
+        default_factory=dict, description="Ray's custom resources, e.g. to keep evaluations on nodes of their own"
+    )
+
+
 class PacingConfig(StrictModel):
     """How far collecting may run ahead of training."""
 
@@ -275,6 +286,7 @@ class RunConfig(StrictModel):
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
+    evaluator: EvaluatorConfig = Field(default_factory=EvaluatorConfig)
     pacing: PacingConfig = Field(default_factory=PacingConfig)
     failure: FailureConfig = Field(default_factory=FailureConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
