@@ -44,7 +44,12 @@ class Player(Protocol):
 
 
 class Acting(Protocol):
-    """A player at play."""
+    """A player at play.
+
+    values: float32 ``(rows,)``, the returns it expected when it chose its last actions; None if it expects nothing.
+    """
+
+    values: NDArray[np.float32] | None
 
     def act(self) -> None:
         """Writes actions for the state that the batch's arrays hold now."""
@@ -65,6 +70,8 @@ class RandomPlayer:
 
 
 class _RandomActing:
+    values: NDArray[np.float32] | None = None
+
     def __init__(self, batch: EnvBatch, rows: NDArray[np.int64], seed: int) -> None:
         self._arrays = batch.arrays
         self._space = batch.spec.action_space
@@ -101,6 +108,8 @@ class ScriptedPlayer:
 
 
 class _ScriptedActing:
+    values: NDArray[np.float32] | None = None
+
     def __init__(self, scripted: ScriptedPolicy, batch: EnvBatch, rows: NDArray[np.int64]) -> None:
         self._scripted = scripted
         self._arrays = batch.arrays
@@ -168,6 +177,7 @@ class _PolicyActing:
         self._device = next(policy.parameters()).device
         self._state = PolicyState()
         self._is_first = True
+        self.values: NDArray[np.float32] | None = None
 
     @torch.no_grad()
     def act(self) -> None:
@@ -178,10 +188,11 @@ class _PolicyActing:
         state.last_rewards = self._tensor(arrays.rewards[rows])
         if not self._has_memory:
             state.lstm_h = state.lstm_c = None
-        drawn, _, _, _, log_probs = self._policy(self._observations(), state)
+        drawn, _, _, value, log_probs = self._policy(self._observations(), state)
         actions = self._likeliest(log_probs) if self._greedy else drawn
         state.last_actions = actions if actions.is_floating_point() else actions.long()
         arrays.actions[rows] = actions.cpu().numpy()
+        self.values = value.squeeze(1).cpu().numpy()
         self._is_first = False
 
     def _observations(self) -> Tensor:

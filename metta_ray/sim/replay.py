@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from metta_ray.mettagrid.replay_source import ReplaySource
 
 SUFFIX = ".json.z"
+VALUE_ESTIMATE = "value_estimate"
+"""A key of agents that the engine's viewer does not know and passes over."""
 Series = list[list[Any]]
 
 
@@ -38,13 +40,16 @@ class ReplayRecorder:
         self._objects: dict[int, dict[str, Series]] = {}
         self._dynamic: set[int] = set()  # ids of objects that may change or vanish
 
-    def record(self, rewards: NDArray[np.float32]) -> None:
-        """rewards: ``(agents,)`` of the step just taken."""
+    def record(self, rewards: NDArray[np.float32], values: NDArray[np.float32] | None = None) -> None:
+        """rewards: ``(agents,)`` of the step just taken. values: ``(agents,)``, what the policies expected before it,
+        NaN for agents whose policy expects nothing."""
         self._total_rewards += rewards
         is_first = self.steps == 0
         seen: set[int] = set()
         # Walls are asked for once: there are hundreds and they never change.
         for state in self._source.objects(rewards, self._total_rewards, with_static=is_first):
+            if values is not None and "agent_id" in state and np.isfinite(values[state["agent_id"]]):
+                state[VALUE_ESTIMATE] = float(f"{values[state['agent_id']]:.4g}")
             self._note(state)
             if state["type_name"] not in self._source.static_types:
                 seen.add(state["id"])
@@ -81,9 +86,22 @@ class ReplayRecorder:
 def read_replay(path: Path | str) -> dict[str, Any]:
     """The JSON of a replay file. CheckpointError for a file that is none."""
     try:
-        replay: dict[str, Any] = json.loads(zlib.decompress(Path(path).read_bytes()))
-    except (OSError, zlib.error, ValueError) as error:
+        data = Path(path).read_bytes()
+    except OSError as error:
         raise CheckpointError(f"{path} is no readable replay: {error}") from error
+    return parse_replay(data, str(path))
+
+
+def parse_replay(data: bytes, name: str) -> dict[str, Any]:
+    """The JSON of a replay: packed by zlib or gzip, or plain. CheckpointError for data that is none."""
+    try:
+        # 32 + 15: a header of either kind, recognised by itself.
+        text = data if data.lstrip()[:1] == b"{" else zlib.decompress(data, 32 + zlib.MAX_WBITS)
+        replay = json.loads(text)
+    except (zlib.error, ValueError) as error:
+        raise CheckpointError(f"{name} is no readable replay: {error}") from error
+    if not isinstance(replay, dict):
+        raise CheckpointError(f"{name} is no readable replay: a {type(replay).__name__} instead of an object")
     return replay
 
 

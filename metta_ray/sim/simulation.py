@@ -27,7 +27,7 @@ from metta_ray.envs.env_batch import EnvBatch, SeedRoot
 from metta_ray.envs.env_spec import EnvSpec
 from metta_ray.envs.registry import EnvFactory, resolve_env
 from metta_ray.envs.tasks import EpisodeResult
-from metta_ray.sim.players import Player
+from metta_ray.sim.players import Acting, Player
 from metta_ray.sim.replay import SUFFIX, ReplayRecorder
 from metta_ray.sim.results import REWARD, PlayedEpisode, PolicyKey, SimulationResult
 from metta_ray.sim.simulation_config import SingleEnvSimulationConfig
@@ -122,7 +122,8 @@ class Simulation:
             for one in acting:
                 one.act()
             book.before_step()
-            book.after_step(batch.step())
+            results = batch.step()
+            book.after_step(results, _expected(acting, (own_rows, other_rows), batch.spec.agents_per_env))
         return book.episodes
 
     def _split_rows(self, batch: EnvBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -160,10 +161,11 @@ class _Book:
             self._recorded = self._worlds[0]
             self._recorder = ReplayRecorder(_mettagrid("replay_source").ReplaySource(self._recorded))
 
-    def after_step(self, results: list[EpisodeResult]) -> None:
+    def after_step(self, results: list[EpisodeResult], values: NDArray[np.float32]) -> None:
+        """values: of the first environment's agents, as they were estimated before the step."""
         arrays, agents = self._batch.arrays, self._batch.spec.agents_per_env
         if self._recorder is not None and arrays.masks[0]:  # a world that failed has nothing to show
-            self._recorder.record(arrays.rewards[:agents])
+            self._recorder.record(arrays.rewards[:agents], values)
         for result in results:
             if result.reported and self._quotas[result.env_index] > 0:
                 self._quotas[result.env_index] -= 1
@@ -214,6 +216,16 @@ class _Book:
         assert self._simulation.replay_dir is not None
         folder = self._simulation.replay_dir / self._simulation.name.replace("/", "_")
         return str(recorder.write(folder / f"{episode_id}{SUFFIX}"))
+
+
+def _expected(acting: list[Acting], rows: tuple[NDArray[np.int64], ...], agents: int) -> NDArray[np.float32]:
+    """Value estimates of the first ``agents`` rows; NaN for those whose player estimates none."""
+    values = np.full(agents, np.nan, np.float32)
+    for one, driven in zip(acting, rows, strict=False):
+        if one.values is not None:
+            of_first = driven < agents
+            values[driven[of_first]] = one.values[of_first]
+    return values
 
 
 def quotas(num_episodes: int, num_envs: int) -> list[int]:

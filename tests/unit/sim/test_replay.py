@@ -1,5 +1,6 @@
 """Replays: the same as the engine's own writer makes, from the same map, seed and actions."""
 
+import gzip
 import json
 import zlib
 from pathlib import Path
@@ -155,3 +156,25 @@ def test_what_vanishes_dies_and_what_appears_was_not_alive_before():
     assert plant["alive"] == [[0, False], [2, True]]
     assert plant["location"] == [[0, []], [2, [3, 4]]]
     assert recorder.replay()["infos"] == {"episode_rewards": [1.5]}
+
+
+def test_value_estimates_are_kept_of_agents_that_have_one(tmp_path):
+    batch = MettaGridFactory("mettagrid:x", table=fixed_table([NAVIGATION], 1), stagger=False).build(1)
+    batch.reset(SeedRoot(5))
+    recorder = ReplayRecorder(ReplaySource(batch.episodes[0]))
+    for values in ([0.123456, np.nan, 2.0, 2.0], [0.25, np.nan, 2.0, -1.0]):
+        batch.step()
+        recorder.record(batch.arrays.rewards, np.array(values, np.float32))
+    batch.close()
+
+    agents = [thing for thing in recorder.replay()["objects"] if thing.get("is_agent")]
+
+    by_id = {agent["agent_id"]: agent.get("value_estimate") for agent in agents}
+    assert by_id == {0: [[0, 0.1235], [1, 0.25]], 1: None, 2: 2.0, 3: [[0, 2.0], [1, -1.0]]}
+
+
+@pytest.mark.parametrize("pack", [zlib.compress, gzip.compress, bytes], ids=["zlib", "gzip", "plain"])
+def test_a_replay_may_be_packed_in_any_of_three_ways(pack, tmp_path):
+    (tmp_path / "x.json.z").write_bytes(pack(b' {"version": 4}'))
+
+    assert read_replay(tmp_path / "x.json.z") == {"version": 4}

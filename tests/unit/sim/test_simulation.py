@@ -226,6 +226,8 @@ class Constant:
 
     def start(self, batch, rows, seed):
         class Acting:
+            values = None
+
             def act(self):
                 batch.arrays.actions[rows] = 0
 
