@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from metta_ray.envs.tasks import Curriculum
 from metta_ray.service.books import Books
 from metta_ray.service.children import Children
 from metta_ray.service.learner_group import LearnerGroup
@@ -24,6 +26,7 @@ def small_run(workers: int, fragments_per_batch: int = 8, **words: Any) -> tuple
     words = {
         "preset": "cartpole",
         "rollout.num_workers": workers,
+        "learner.replicas": 1,
         "rollout.num_envs": 4,
         "trainer.bptt_horizon": 32,
         "trainer.batch_size": 128 * fragments_per_batch,
@@ -46,8 +49,9 @@ class ControlLoop:
         sizes: Sizes,
         worker_arguments: Callable[[int], tuple[Any, ...]] = lambda slot: (),
         learner_arguments: tuple[Any, ...] = (),
+        curriculum: Curriculum | None = None,
     ) -> None:
-        self.books = Books(run_dir, None)
+        self.books = Books(run_dir, curriculum)
         self.pool = RolloutPool(
             config,
             children,
@@ -79,7 +83,8 @@ class ControlLoop:
             lambda kind, text: None,
             byte_budget=0,
         )
-        self.fragments = 0
+        self.fragments = self.updates = 0
+        self.records: deque[dict[str, Any]] = deque(maxlen=COMPACT_EVERY)
         self._sizes = sizes
         self.learners.start()
         while not self.learners.are_ready():
@@ -96,12 +101,25 @@ class ControlLoop:
             self.pipeline.step(0.05)
         return (self.fragments - before) / (time.perf_counter() - began)
 
+    def run_updates(self, count: int) -> float:
+        """Seconds that so many updates take, from one commit to another."""
+        self._step_to(self.updates + 1)
+        began = time.perf_counter()
+        self._step_to(self.updates + count)
+        return time.perf_counter() - began
+
     def close(self) -> None:
         self.pool.stop()
         self.learners.stop()
         self.books.close()
 
+    def _step_to(self, updates: int) -> None:
+        while self.updates < updates:
+            self.pipeline.step(0.05)
+
     def _epoch_done(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        self.updates += 1
         self.fragments += self._sizes.fragments_per_batch
         if record["epoch"] % COMPACT_EVERY == 0:
             self.books.compact()

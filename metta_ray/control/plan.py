@@ -293,7 +293,6 @@ class _Costs:
     update_s: float
     exchange_s: float
     turnaround_s: float
-    slowdown: float
 
     @classmethod
     def of(cls, times: ServiceTimes, job: Job, layout: Layout, resources: Resources) -> _Costs:
@@ -309,7 +308,6 @@ class _Costs:
             update_s=update_s + times.publish_s,
             exchange_s=_exchange_s(times, job, layout, resources),
             turnaround_s=resources.turnaround_s,
-            slowdown=times.contention,
         )
 
 
@@ -368,7 +366,7 @@ def _play(costs: _Costs, job: Job, layout: Layout, resources: Resources, fragmen
             ready -= fragments
             update_ends = learner_clock + costs.update_s + costs.exchange_s
         running = len(ends), layout.replicas if update_ends is not None else 0
-        worker_speed, learner_speed = _speeds(*running, costs.slowdown, resources)
+        worker_speed, learner_speed = _speeds(*running, resources)
         waits = []
         if ends:
             waits.append((ends[0] - worker_clock) / worker_speed)
@@ -411,20 +409,18 @@ def _spread(ticket: int, running: int) -> float:
     return 0.97 + 0.06 * ((7 * ticket + 3 * running) % 11) / 10
 
 
-def _speeds(workers: int, replicas: int, slowdown: float, resources: Resources) -> tuple[float, float]:
+def _speeds(workers: int, replicas: int, resources: Resources) -> tuple[float, float]:
     """Of each running worker and each running replica, 1 = alone on a machine."""
     if resources.cores is None:
         return 1.0, 1.0
     cores, running = resources.cores, max(1, workers + replicas)
     free = max(0.1, cores - resources.background_cores)
-    busy = min(running, cores)
-    slower = 1.0 + (slowdown - 1.0) * (busy - 1.0) / max(1.0, cores - 1.0)
     if not resources.learners_first:
-        speed = min(1.0, free / running) / slower
+        speed = min(1.0, free / running)
         return speed, speed
     learner_speed = min(1.0, free / max(1, replicas))
     worker_speed = min(1.0, max(0.02, free - replicas * learner_speed) / max(1, workers))
-    return worker_speed / slower, learner_speed / slower
+    return worker_speed, learner_speed
 
 
 def _limited_by(times: ServiceTimes, job: Job, layout: Layout, resources: Resources, played: _Played) -> str:

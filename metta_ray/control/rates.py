@@ -50,7 +50,6 @@ class ServiceTimes:
     it into an object store. staging: reading it and copying it into a learner's batch.
     publish_s: weights and optimiser state, per update. load_s: new weights, per worker and update.
     step_bytes: of one agent step in a fragment. weights_bytes: of the policy.
-    contention: how much longer work takes while all cores of the machine are busy with such work; at least 1.
     """
 
     environment: Curve
@@ -64,7 +63,6 @@ class ServiceTimes:
     load_s: float
     step_bytes: float
     weights_bytes: int
-    contention: float = 1.0
 
     def collecting(self, rows: float) -> float:
         """Of a rollout worker that steps so many agents together, without what its fragments cost on the way."""

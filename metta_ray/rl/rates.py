@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import random
 import statistics
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -41,15 +39,12 @@ from metta_ray.rl.rollout import perform_rollout_step
 from metta_ray.rl.session import prepare_thread
 from metta_ray.rl.trainer_checkpoint import to_numpy
 from metta_ray.rl.trainer_config import TrainerConfig
-from metta_ray.rl.update import _evaluate as evaluate
 from metta_ray.rl.update import batch_advantages, look_again, process_minibatch_update
 from metta_ray.rl.vecenv import make_vecenv, training_factory
 
 SECONDS = 3.0
 MOST_ROWS = 256
 WARM_UP = 3
-MOST_NEIGHBOURS = 3
-"""Threads of one process that can keep cores busy: more wait for each other."""
 CACHE = MachineCache("service_times")
 _FORMAT = 1
 """Of what is kept: to be raised whenever measured values mean something else."""
@@ -117,7 +112,7 @@ class _Measurement:
         self._actor = self._new_agent(rollout_device)
         self._learner = self._new_agent(learner_device)
         self._optimizer = Optimizer(trainer.optimizer.type, self._learner, learning_rate=1e-6)
-        self._seconds = seconds / 8  # of the parts that take long: rollouts, minibatches, and both under contention
+        self._seconds = seconds / 8  # of the parts that take long: rollouts and minibatches
 
     def run(self) -> ServiceTimes:
         environment, inference = [], []
@@ -147,7 +142,6 @@ class _Measurement:
             load_s=_timed(self._load, self._seconds / 8, time.thread_time)[0],
             step_bytes=packed.size_bytes / fragment_steps,
             weights_bytes=sum(tensor.numel() * tensor.element_size() for tensor in self._learner.state_dict().values()),
-            contention=self._contention(batch, advantages, dict(training)),
         )
 
     # Collecting.
@@ -207,15 +201,6 @@ class _Measurement:
         advantages = batch_advantages(batch, self._trainer, self._learner_device)
         explained_variance(batch.values, advantages + batch.values, batch.mask)
         return advantages
-
-    def _contention(self, batch: Experience, advantages: torch.Tensor, alone: dict[int, float]) -> float:
-        """How much longer a gradient step takes while all other cores infer."""
-        if self._learner_device.type != "cpu":
-            return 1.0
-        size = self._trainer.minibatch_size if self._trainer.minibatch_size in alone else min(alone)
-        neighbours = [self._new_agent(self._learner_device) for _ in range(len(os.sched_getaffinity(0)) - 1)]
-        with _looking_again(neighbours[:MOST_NEIGHBOURS], batch):
-            return max(1.0, self._train(batch, advantages, size, time.thread_time) / alone[size])
 
     def _publish(self) -> bytes:
         PackedArrays.pack({name: tensor.cpu().numpy() for name, tensor in self._learner.state_dict().items()})
@@ -337,27 +322,3 @@ def _one_thread() -> Iterator[None]:
             torch.set_num_threads(threads)
             np.random.set_state(numpy_state)
             random.setstate(python_state)
-
-
-@contextmanager
-def _looking_again(agents: Sequence[MettaAgent], batch: Experience) -> Iterator[None]:
-    """Threads that keep other cores busy with inference meanwhile, one for each agent."""
-    is_over = threading.Event()
-    rows = torch.arange(min(batch.segments, batch.minibatch_segments), device=batch.device)
-    minibatch = batch.rows(rows, torch.zeros_like(batch.values))
-
-    def look(agent: MettaAgent) -> None:
-        prepare_thread(1)
-        with torch.no_grad():
-            while not is_over.is_set():
-                evaluate(agent, minibatch)
-
-    threads = [threading.Thread(target=look, args=(agent,), daemon=True) for agent in agents]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        for thread in threads:
-            thread.join()
