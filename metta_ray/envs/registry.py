@@ -6,14 +6,16 @@ the environments there, so nothing but the named module must be importable on th
 ``gym:ID``
     ``gymnasium.make(ID, **kwargs)``, without the wrappers that only check for misuse; a time limit stays.
 ``mettagrid:MISSION``
-    A MettaGrid curriculum: one task (navigation, arena, tmaze, sequence, smoke), the 64 buckets of navigation
-    (bucketed), or any path of a curriculum; kwargs are fields of ``TaskSpec``, for every task of it.
+    A MettaGrid curriculum: one task (navigation, arena, tmaze, sequence, object_use, smoke), the 64 buckets of
+    navigation (bucketed), or any path or YAML file of a curriculum; kwargs are fields of ``TaskSpec``, for every
+    task of it. Before the name of a YAML file ``mettagrid:`` may be left out.
 ``MODULE:FACTORY``
     A callable in a module of the user's own (a dotted path, found as ``import`` finds it; not the running
     script itself). A callable with parameters ``num_envs``, ``first_env`` and ``arrays`` (a function, or a
     subclass of ``EnvBatch``) is called once per batch with these and the kwargs and returns an ``EnvBatch``;
     ``arrays`` None means that it allocates them. Any other callable is called once per environment with the
-    kwargs and returns a ``gymnasium.Env`` (a subclass of ``gymnasium.Env`` is such a callable).
+    kwargs and returns a ``gymnasium.Env`` (a subclass of ``gymnasium.Env`` is such a callable). A class with a
+    method ``task_table`` is a curriculum of MettaGrid tasks.
 """
 
 from __future__ import annotations
@@ -43,8 +45,12 @@ MISSIONS = {
     "arena": "arena",
     "tmaze": "memory/tmaze",
     "sequence": "navigation_sequence",
+    "object_use": "object_use",
     "smoke": "smoke",
 }
+
+
+CURRICULUM_FILES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,10 @@ class CallableFactory(EnvFactory):
     def check(self) -> None:
         self._callable()
 
+    def is_curriculum(self) -> bool:
+        found = self._callable()
+        return isinstance(found, type) and hasattr(found, "task_table")
+
     def _make(self) -> gymnasium.Env[Any, Any]:
         factory = self._callable()
         with _construction_of(self.name):
@@ -196,7 +206,8 @@ class MettaGridFactory(EnvFactory):
 
     def check(self) -> None:
         mission = self.name.removeprefix("mettagrid:")
-        if mission not in MISSIONS and "/" not in mission:
+        names_a_curriculum = "/" in mission or ":" in mission or mission.endswith(CURRICULUM_FILES)
+        if mission not in MISSIONS and not names_a_curriculum:
             raise ConfigError(
                 f"environment {self.name!r} is unknown{did_you_mean(mission, MISSIONS)}; "
                 f"known: {', '.join(f'mettagrid:{known}' for known in MISSIONS)}"
@@ -212,6 +223,8 @@ class MettaGridFactory(EnvFactory):
 
 def resolve_env(name: str, **kwargs: Any) -> EnvFactory:
     """The factory for a name, see the module's docstring. ConfigError with the nearest known one."""
+    if name.endswith(CURRICULUM_FILES) and not name.startswith("mettagrid:"):
+        name = f"mettagrid:{name}"
     scheme, colon, rest = name.partition(":")
     if not colon or not rest:
         raise ConfigError(
@@ -222,6 +235,9 @@ def resolve_env(name: str, **kwargs: Any) -> EnvFactory:
         return GymnasiumFactory(name, kwargs, registration=_find_registration(name, rest))
     factory = MettaGridFactory(name, kwargs) if scheme == "mettagrid" else CallableFactory(name, kwargs)
     factory.check()
+    if isinstance(factory, CallableFactory) and factory.is_curriculum():
+        factory = MettaGridFactory(f"mettagrid:{name}", kwargs)
+        factory.check()
     return factory
 
 

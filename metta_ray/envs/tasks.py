@@ -29,6 +29,18 @@ class TaskTemplate(Protocol):
 
 
 @dataclass(frozen=True)
+class TaskWeights:
+    """What changes of a table, and so all of it that travels: templates are built from the configuration everywhere.
+
+    numbers: int64, which generated task each place of a pool holds; None for a fixed set of tasks.
+    """
+
+    version: int
+    probabilities: NDArray[np.float64]
+    numbers: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
 class TaskTable:
     """Versioned sampling weights over task templates.
 
@@ -39,6 +51,14 @@ class TaskTable:
     version: int
     templates: tuple[TaskTemplate, ...]
     probabilities: NDArray[np.float64]
+
+    @property
+    def weights(self) -> TaskWeights:
+        return TaskWeights(self.version, self.probabilities)
+
+    def with_weights(self, weights: TaskWeights) -> TaskTable:
+        """This table as another process has it now."""
+        return TaskTable(weights.version, self.templates, weights.probabilities)
 
     def draw(self, rng: np.random.Generator, env_index: int = 0, episode: int = 0) -> tuple[str, Any]:
         """(task id, concrete task) for an environment's episode, drawn with ``rng``."""

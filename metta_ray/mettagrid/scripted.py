@@ -1,8 +1,9 @@
 """Policies without learning, to compare with: shortest paths with full knowledge of the map, and chance.
 
 What the scripted policy walks to: the nearest altar that still has its heart (navigation), the good altar
-(tmaze), the altar (smoke), or the next link of the chain that is not cooling down (arena, sequence: altar
-with a battery in the bag, generator with ore, else mine). It stands still while there is no such place.
+(tmaze), the altar (smoke), or the next link of the chain that is not cooling down (arena, sequence, object_use:
+altar with a battery in the bag, generator with ore, else mine). It stands still while there is no such place. It
+neither fights nor arms itself, so in an arena with combat a policy can do better.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from scipy.sparse.csgraph import breadth_first_order
 
 from metta_ray.mettagrid.engine import RESOURCES
 from metta_ray.mettagrid.mettagrid_env import Episode, MettaGridBatch
+from metta_ray.mettagrid.task_spec import INPUTS
 from metta_ray.mettagrid.terrain import Cell, Grid
 
 NOOP = 0
 ALTAR_CODES = (Cell.ALTAR, Cell.GOOD_ALTAR, Cell.BAD_ALTAR)
-_ORE, _BATTERY, _HEART, _LASER, _COOLDOWN = (
-    RESOURCES.index(name) for name in ("ore_red", "battery_red", "heart", "laser", "cooldown")
-)
+_HEART, _LASER, _COOLDOWN = (RESOURCES.index(name) for name in ("heart", "laser", "cooldown"))
 
 
 class ScriptedPolicy:
@@ -96,7 +96,9 @@ class _Guide:
             return set(places)
         if kind == "tmaze":
             return set() if bag.get(_LASER) else self._of_kind(places, Cell.GOOD_ALTAR)
-        wanted = Cell.ALTAR if bag.get(_BATTERY) else Cell.GENERATOR if bag.get(_ORE) else Cell.MINE
+        chain = self.episode.task.chain
+        links = (link for link in reversed(chain) if link == chain[0] or bag.get(RESOURCES.index(INPUTS[link])))
+        wanted = Cell[next(links).upper()]
         return {cell for cell in self._of_kind(places, wanted) if not places[cell].get(_COOLDOWN)}
 
     def _of_kind(self, places: dict[int, dict[int, int]], wanted: Cell) -> set[int]:

@@ -2,8 +2,11 @@
 
 navigation  each altar holds one heart; a heart pays 1. A room for each agent, or one for all.
 arena       mine → ore → generator → battery → altar → heart, cooldown 10; lasery and armory for combat.
-            Hearts pay 1; ore 0.1, battery 0.8, laser 0.5, armor 0.5 pay up to 1 each.
+            Hearts pay 1; ore 0.1, battery 0.8, laser 0.5, armor 0.5 pay up to 1 each. Without ``combat``
+            neither lasery nor armory; without ``shaped`` only hearts pay.
 sequence    the arena's chain without cooldown and combat, one of each in a room for each agent.
+object_use  one station, in a room for each agent, whose product pays 1; cooldown 10. It takes nothing, or with
+            ``needs_input`` what the stations before it in the chain make.
 tmaze       the cue beside the start tells which of two like altars pays 1; the other pays
             ``wrong_altar_reward``. With -1 a touch is worth 0 on average until the cue is used, so agents
             first learn to stay away; -0.5 is the clean test of memory. Its leaks: after the choice the agent
@@ -28,33 +31,22 @@ from metta_ray.mettagrid.engine import (
     reward_for,
     source,
 )
-from metta_ray.mettagrid.task_spec import MIXED_TERRAIN, SIZES, STYLES, TaskSpec
+from metta_ray.mettagrid.task_spec import INPUTS, MIXED_TERRAIN, PRODUCTS, SIZES, STYLES, TaskSpec
+from metta_ray.mettagrid.task_spec import num_tokens as num_tokens  # where users of a task look for it
 from metta_ray.mettagrid.terrain import CELLS, Cell, Grid
 
 ARENA_SIDE = 25
 ARENA_AGENTS_PER_QUARTER = 6
-ARENA_COOLDOWN = 10
-_ARENA_THINGS = {Cell.MINE: 10, Cell.GENERATOR: 5, Cell.ALTAR: 5, Cell.LASERY: 1, Cell.ARMORY: 1}
-_CHAIN = {Cell.MINE: 1, Cell.GENERATOR: 1, Cell.ALTAR: 1}
+COOLDOWN = 10
+TMAZE_HEIGHT, TMAZE_WIDTH = 8, 11
+_ARENA_THINGS = {Cell.MINE: 10, Cell.GENERATOR: 5, Cell.ALTAR: 5}
+_ARMS = {Cell.LASERY: 1, Cell.ARMORY: 1}
 
 _HEARTS = {"heart": reward_for("heart")}
 _SHAPED = _HEARTS | {
     item: reward_for(item, weight, most=1.0)
     for item, weight in {"ore_red": 0.1, "battery_red": 0.8, "laser": 0.5, "armor": 0.5}.items()
 }
-
-
-def num_tokens(spec: TaskSpec) -> int:
-    """Tokens of an observation: more than were ever seen; padding costs the engine nothing.
-
-    The most seen at 11 x 11 is 80 of these 256. A world that needs more than there are fails and is rebuilt.
-    """
-    cells = spec.window**2
-    if spec.kind == "smoke":
-        return cells + 7
-    if spec.kind == "tmaze":
-        return 3 * cells + 5
-    return 2 * cells + 14
 
 
 def blueprint(spec: TaskSpec) -> Blueprint:
@@ -82,17 +74,19 @@ def _blueprint(spec: TaskSpec) -> Blueprint:
             "bad_altar": choice("bad_altar", wrong, (right, wrong), stat="first_choice.wrong"),
         }
     else:
-        is_arena = spec.kind == "arena"
-        cooldown = ARENA_COOLDOWN if is_arena else 0
+        is_free = spec.kind == "object_use" and not spec.needs_input
+        cooldown = 0 if spec.kind == "sequence" else COOLDOWN
+        arms = ("armory", "lasery") if spec.kind == "arena" and spec.combat else ()
         objects = {
-            "mine": source("mine", "ore_red", cooldown=cooldown),
-            "generator": source("generator", "battery_red", take="ore_red", cooldown=cooldown),
-            "altar": source("altar", "heart", take="battery_red", cooldown=cooldown),
+            name: source(name, PRODUCTS[name], take=None if is_free else INPUTS.get(name), cooldown=cooldown)
+            for name in (*spec.chain, *arms)
         }
-        if is_arena:
-            objects["armory"] = source("armory", "armor", take="ore_red", cooldown=cooldown)
-            objects["lasery"] = source("lasery", "laser", take="ore_red", cooldown=cooldown)
-            rewards, fights, cooling = _SHAPED, True, tuple(objects)
+        cooling = tuple(objects) if cooldown else ()
+        fights = bool(arms)
+        if spec.kind == "arena" and spec.shaped:
+            rewards = _SHAPED
+        elif spec.kind == "object_use":
+            rewards = {PRODUCTS[spec.station]: reward_for(PRODUCTS[spec.station])}
     return Blueprint(
         spec.kind,
         game_config(
@@ -120,13 +114,17 @@ def build_grid(spec: TaskSpec, rng: np.random.Generator) -> Grid:
         agents = [
             min(ARENA_AGENTS_PER_QUARTER, spec.num_agents - i * ARENA_AGENTS_PER_QUARTER) for i in range(quarters)
         ]
-        parts = [terrain.room(rng, "strewn", ARENA_SIDE, ARENA_SIDE, _ARENA_THINGS, here) for here in agents]
+        things = _ARENA_THINGS | (_ARMS if spec.combat else {})
+        parts = [terrain.room(rng, "strewn", ARENA_SIDE, ARENA_SIDE, things, here) for here in agents]
         return terrain.tiled(parts, gap=0)
     if spec.kind == "tmaze":
-        return terrain.tiled([terrain.tmaze(rng) for _ in range(spec.num_agents)])
+        corridor, width = (spec.height or TMAZE_HEIGHT) - 2, spec.width or TMAZE_WIDTH
+        return terrain.tiled([terrain.tmaze(rng, corridor, width) for _ in range(spec.num_agents)])
     if spec.kind == "smoke":
         return terrain.tiled([terrain.room(rng, "bare", 5, 5, {Cell.ALTAR: 1}) for _ in range(spec.num_agents)])
-    return _rooms(spec, rng, {Cell.ALTAR: spec.altars} if spec.kind == "navigation" else _CHAIN)
+    if spec.kind == "navigation":
+        return _rooms(spec, rng, {Cell.ALTAR: spec.altars})
+    return _rooms(spec, rng, {Cell[station.upper()]: 1 for station in spec.chain})
 
 
 def _rooms(spec: TaskSpec, rng: np.random.Generator, things: dict[Cell, int]) -> Grid:
@@ -150,8 +148,8 @@ def score(spec: TaskSpec, agent_stats: dict[str, float]) -> float:
     """How well an episode went, in [0, 1], from the agents' mean statistics.
 
     navigation: hearts gathered / hearts there were. smoke: hearts / steps. tmaze: share of agents whose first
-    altar was the good one. arena, sequence: hearts are unlimited, so h / (h + h0) with h0 one heart per 100
-    steps (the scripted policy makes about three in the arena).
+    altar was the good one. object_use: products / as many as the cooldown allows. arena, sequence: hearts are
+    unlimited, so h / (h + h0) with h0 one heart per 100 steps (the scripted policy makes about three in the arena).
     """
     hearts = agent_stats["heart.amount"]
     if spec.kind == "navigation":
@@ -161,6 +159,8 @@ def score(spec: TaskSpec, agent_stats: dict[str, float]) -> float:
         return hearts / spec.max_steps
     if spec.kind == "tmaze":
         return agent_stats["first_choice.right"]
+    if spec.kind == "object_use":
+        return min(agent_stats[f"{PRODUCTS[spec.station]}.gained"] / (spec.max_steps / COOLDOWN), 1.0)
     return hearts / (hearts + spec.max_steps / 100)
 
 
@@ -182,6 +182,7 @@ _REPORTED_BY_KIND: dict[str, tuple[str, ...]] = {
         "attack.blocked",
     ),
     "sequence": tuple(f"{item}.{what}" for item in ("ore_red", "battery_red") for what in ("gained", "lost")),
+    "object_use": tuple(f"{item}.{what}" for item in PRODUCTS.values() for what in ("gained", "lost")),
     "tmaze": ("first_choice.right", "first_choice.wrong", "laser.gained", "hp.gained"),
 }
 

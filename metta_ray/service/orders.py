@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from metta_ray.common.errors import UsageError
 from metta_ray.common.util.packed_arrays import PackedArrays
+from metta_ray.envs.tasks import TaskWeights
 
 # Rollout.
 
@@ -25,14 +26,6 @@ class PublishedWeights:
 
     version: int
     content: Any
-
-
-@dataclass(frozen=True)
-class TaskWeights:
-    """The curriculum's table without its templates, which every worker builds from the configuration."""
-
-    version: int
-    probabilities: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ class UpdateOrder:
 class UpdateResult:
     """What one update was. version: after it. digest: of the weights, where replicas are compared.
 
-    seconds: ``training``, ``waiting`` (for the batch to be staged).
+    seconds: ``training``, ``waiting`` (for the batch to be staged), ``publishing`` (packing weights and optimiser).
     """
 
     incarnation: str

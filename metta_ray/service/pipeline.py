@@ -27,7 +27,7 @@ from metta_ray.service.books import Books
 from metta_ray.service.children import Future
 from metta_ray.service.epoch import EpochGatherer
 from metta_ray.service.learner_group import Batch, BatchLost, Finished, LearnerGroup
-from metta_ray.service.orders import PublishedWeights, TaskWeights, Ticket, UpdateOrder
+from metta_ray.service.orders import PublishedWeights, Ticket, UpdateOrder
 from metta_ray.service.rollout_pool import Delivered, Joined, Left, Member, Missing, Ready, RolloutPool
 from metta_ray.service.run_config import RunConfig
 from metta_ray.service.sizes import Sizes
@@ -365,7 +365,7 @@ class TrainingPipeline:
             number=number,
             generation=self._books.generation,
             weights=PublishedWeights(committed.version, committed.weights),
-            tasks=TaskWeights(table.version, table.probabilities) if table is not None else None,
+            tasks=table.weights if table is not None else None,
             settled=settled,
         )
 

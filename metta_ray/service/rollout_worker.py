@@ -21,7 +21,7 @@ from metta_ray.common.util.packed_arrays import PackedArrays
 from metta_ray.common.util.state_directory import tree_from_bytes, tree_to_bytes
 from metta_ray.envs.grouped_vecenv import GroupedVecEnv
 from metta_ray.envs.registry import EnvFactory
-from metta_ray.envs.tasks import TaskTable
+from metta_ray.envs.tasks import TaskTable, TaskWeights
 from metta_ray.rl.experience import Experience
 from metta_ray.rl.fragment import Fragment, FragmentHeader, fault_of
 from metta_ray.rl.rollout import perform_rollout_step
@@ -31,7 +31,7 @@ from metta_ray.rl.trainer_checkpoint import random_state, set_random_state
 from metta_ray.rl.vecenv import make_vecenv, training_factory
 from metta_ray.service.identity import Identity
 from metta_ray.service.lease import Lease
-from metta_ray.service.orders import PublishedWeights, TaskWeights, Ticket, fetch_weights
+from metta_ray.service.orders import PublishedWeights, Ticket, fetch_weights
 from metta_ray.service.process_info import ProcessInfo
 from metta_ray.service.run_config import RunConfig
 from metta_ray.service.sizes import Sizes
@@ -60,14 +60,16 @@ class TicketTasks:
 
     def use(self, weights: TaskWeights) -> None:
         if weights.version != self._table.version:
-            self._table = TaskTable(weights.version, self._table.templates, weights.probabilities)
+            self._table = self._table.with_weights(weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """The version alone: probabilities come with the next ticket."""
-        return {"version": self._table.version, "probabilities": self._table.probabilities.copy()}
+        weights = self._table.weights
+        return {"version": weights.version, "probabilities": weights.probabilities, "numbers": weights.numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.use(TaskWeights(int(state["version"]), np.asarray(state["probabilities"], np.float64)))
+        self._table = self._table.with_weights(
+            TaskWeights(int(state["version"]), np.asarray(state["probabilities"], np.float64), state.get("numbers"))
+        )
 
 
 class RolloutWorker:

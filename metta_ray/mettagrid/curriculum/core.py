@@ -15,7 +15,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from metta_ray.mettagrid.task_spec import FixedTask, TaskSpec
 
 COMPLETION_WINDOW = 500
 """Completion rates are shares of this many latest episodes."""
+
+RECENT = 20
+"""Scores of a task that its recent mean is of."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,27 @@ def with_fields(spec: TaskSpec, changes: Mapping[str, Any]) -> TaskSpec:
         raise ConfigError(f"task setting {format_validation_error(error)}") from None
 
 
+def shares(weights: Sequence[float], count: int) -> NDArray[np.float64]:
+    """Weights made to sum up to 1. ConfigError unless there is one ≥ 0 for each of ``count`` tasks, and one > 0."""
+    given = np.asarray(weights, dtype=np.float64)
+    if given.shape != (count,) or not np.isfinite(given).all() or (given < 0).any() or given.sum() == 0:
+        raise ConfigError(
+            f"weights={list(weights)} of {count} tasks; give one number ≥ 0 for each, one of them above 0"
+        )
+    return np.asarray(given / given.sum(), dtype=np.float64)
+
+
+class TaskRow(TypedDict):
+    """score: mean over all attempts; recent_score: over the last ``RECENT``. None where there is nothing to tell."""
+
+    task: str
+    probability: float
+    attempts: int
+    score: float | None
+    recent_score: float | None
+    learning_progress: float | None
+
+
 class Task:
     """A handle on one drawn task. It is complete after one trial."""
 
@@ -144,8 +168,8 @@ class Curriculum:
     """Tasks, their sampling probabilities, and statistics of finished episodes. Not thread-safe.
 
     This class draws by fixed probabilities (uniform unless given) and learns nothing.
-    Subclasses that learn override ``_learn`` (and call ``_set_probabilities`` when something changed) and the
-    two ``_…_state`` methods.
+    Subclasses that learn override ``_learn`` (and call ``_set_probabilities`` when something changed), the two
+    ``_…_state`` methods, and ``_progress`` where they measure one.
     """
 
     def __init__(
@@ -166,6 +190,8 @@ class Curriculum:
         self._rng = np.random.default_rng(seed)
         self._recent: deque[int] = deque(maxlen=COMPLETION_WINDOW)
         self._completions = np.zeros(count, dtype=np.int64)
+        self._score_sums = np.zeros(count)
+        self._recent_scores = np.full((count, RECENT), np.nan)  # a ring per task
 
     @property
     def task_ids(self) -> tuple[str, ...]:
@@ -188,7 +214,9 @@ class Curriculum:
             raise UsageError(f"task {task_id!r} reports score={score}; scores must be finite numbers")
         index = self._index[task_id]
         self._recent.append(index)
+        self._recent_scores[index, self._completions[index] % RECENT] = score
         self._completions[index] += 1
+        self._score_sums[index] += score
         self._learn(index, float(score))
 
     def get_task_probs(self) -> dict[str, float]:
@@ -199,6 +227,21 @@ class Curriculum:
         counts = np.bincount(np.array(self._recent, dtype=np.int64), minlength=len(self._templates))
         rates = counts / max(len(self._recent), 1)
         return dict(zip(self.task_ids, rates.tolist(), strict=True))
+
+    def task_rows(self) -> list[TaskRow]:
+        """How every task stands, for tables and pages."""
+        progress = self._progress()
+        return [
+            TaskRow(
+                task=task_id,
+                probability=float(self._table.probabilities[index]),
+                attempts=int(self._completions[index]),
+                score=float(self._score_sums[index] / self._completions[index]) if self._completions[index] else None,
+                recent_score=float(np.nanmean(self._recent_scores[index])) if self._completions[index] else None,
+                learning_progress=None if progress is None else float(progress[index]),
+            )
+            for index, task_id in enumerate(self.task_ids)
+        ]
 
     def get_curriculum_stats(self) -> dict[str, float]:
         """A few numbers for monitoring."""
@@ -217,6 +260,8 @@ class Curriculum:
             "probabilities": self._table.probabilities.copy(),
             "recent": np.array(self._recent, dtype=np.int32),
             "completions": self._completions.copy(),
+            "score_sums": self._score_sums.copy(),
+            "recent_scores": self._recent_scores.copy(),
             "learner": self._learner_state(),
         }
 
@@ -232,6 +277,9 @@ class Curriculum:
         self._table = TaskTable(int(state["version"]), self._templates, probabilities)
         self._recent = deque(np.asarray(state["recent"]).tolist(), maxlen=COMPLETION_WINDOW)
         self._completions = np.array(state["completions"], dtype=np.int64)
+        if "score_sums" in state:  # what older checkpoints lack only concerns the tables
+            self._score_sums = np.array(state["score_sums"], dtype=np.float64)
+            self._recent_scores = np.array(state["recent_scores"], dtype=np.float64)
         self._load_learner_state(state["learner"])
 
     def _set_probabilities(self, probabilities: NDArray[np.float64]) -> None:
@@ -240,11 +288,24 @@ class Curriculum:
     def _learn(self, index: int, score: float) -> None:
         """Hook: task number ``index`` scored ``score``."""
 
+    def _progress(self) -> NDArray[np.float64] | None:
+        """Hook: learning progress of each task, where the curriculum measures it."""
+        return None
+
     def _learner_state(self) -> dict[str, Any]:
         return {}
 
     def _load_learner_state(self, state: dict[str, Any]) -> None:
         del state
+
+
+class RandomCurriculum(Curriculum):
+    """Tasks by fixed weights, e.g. ``[5, 3, 2]``; all alike without."""
+
+    def __init__(
+        self, templates: Sequence[TaskTemplate], weights: Sequence[float] | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(templates, None if weights is None else shares(weights, len(templates)), seed)
 
 
 class SingleTaskCurriculum(Curriculum):

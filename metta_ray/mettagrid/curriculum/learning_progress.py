@@ -223,6 +223,9 @@ class LearningProgressCurriculum(Curriculum):
         if self.learning_progress.add(index, score):
             self._set_probabilities(self.learning_progress.weights)
 
+    def _progress(self) -> NDArray[np.float64]:
+        return self.learning_progress.progress
+
     def _learner_state(self) -> dict[str, Any]:
         return self.learning_progress.state_dict()
 
