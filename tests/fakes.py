@@ -550,6 +550,8 @@ def small_config(fragments_per_batch: int, batches: int, **settings: Any) -> Run
     batch = FRAGMENT_STEPS * fragments_per_batch
     words = {
         "preset": "cartpole",
+        "rollout.num_workers": 2,
+        "learner.replicas": 1,
         "trainer.bptt_horizon": HORIZON,
         "trainer.batch_size": batch,
         "trainer.minibatch_size": batch,

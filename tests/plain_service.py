@@ -43,7 +43,7 @@ NAVIGATION = {
 
 
 def config_of(words: dict[str, Any], **more: Any) -> RunConfig:
-    words = {"rollout.num_workers": 1, "pacing.target_staleness": 0} | words
+    words = {"rollout.num_workers": 1, "learner.replicas": 1, "pacing.target_staleness": 0} | words
     words |= {name.replace("__", "."): value for name, value in more.items()}
     return load_run_config(None, {name: str(value) for name, value in words.items()})
 

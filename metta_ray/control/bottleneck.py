@@ -43,13 +43,18 @@ class EpochTimes:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """What limits the training. ``text`` is one sentence with the shares and the lever, for people."""
+    """What limits the training. ``found``: the shares that say so; ``lever``: what to change first."""
 
     name: Name
     shares: dict[str, float]
     """Of worker time: environments, inference, transport, no_ticket. Of learner time: training, staging, no_data."""
+    found: str
     lever: str
-    text: str
+
+    @property
+    def text(self) -> str:
+        """One sentence for people."""
+        return f"limited by {self.name} ({self.found}): {self.lever}"
 
 
 def verdict(times: EpochTimes) -> Bottleneck | None:
@@ -74,7 +79,7 @@ def verdict(times: EpochTimes) -> Bottleneck | None:
         lever = _learner_lever(name, times)
     if times.target_staleness == 0 and min(shares["no_data"], shares["no_ticket"]) >= TURNS:
         lever = "set pacing.target_staleness to 1, so that collecting and training overlap"
-    return Bottleneck(name, shares, lever, f"limited by {name} ({found}): {lever}")
+    return Bottleneck(name, shares, found, lever)
 
 
 _WORKER_PARTS: tuple[Name, ...] = ("environments", "inference", "transport")

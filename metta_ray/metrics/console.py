@@ -5,8 +5,8 @@
         display.show(progress)
 
 ``progress`` has the keys of a run's status, all optional: ``epoch``, ``agent_step``, ``total_timesteps``,
-``agent_steps_per_second``, ``reward``, ``workers`` {wanted, ready}, ``staleness`` {mean, max}, ``bottleneck``,
-``state``, ``waiting_for``; a ``text`` of its own goes before the line made of these. A line is printed when it has
+``agent_steps_per_second``, ``efficiency``, ``reward``, ``workers`` {wanted, ready}, ``staleness`` {mean, max},
+``bottleneck``, ``state``, ``waiting_for``; a ``text`` of its own goes before the line made of these. A line is printed when it has
 something to say that the one before had not, so showing a state again costs nothing.
 """
 
@@ -160,7 +160,9 @@ def _step_text(progress: Progress) -> str:
 
 def _speed_text(progress: Progress) -> str:
     speed = progress.get("agent_steps_per_second")
-    return "" if speed is None else f"{speed:,.0f}/s"
+    efficiency = progress.get("efficiency")
+    of_floor = "" if efficiency is None else f" ({efficiency:.0%} of the floor)"
+    return "" if speed is None else f"{speed:,.0f}/s{of_floor}"
 
 
 def _reward_text(progress: Progress) -> str:

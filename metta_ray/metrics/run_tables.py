@@ -77,6 +77,7 @@ def _facts(status: Status) -> list[tuple[str, Any]]:
         ("agent steps", f"{steps:,} of {total:,}{share}" if steps is not None and total else steps),
         ("epoch", status.get("epoch")),
         ("agent steps/s", status.get("agent_steps_per_second")),
+        ("of the floor", f"{status['efficiency']:.0%}" if status.get("efficiency") is not None else ""),
         ("reward", status.get("reward")),
         ("workers", _worker_counts(workers)),
         (

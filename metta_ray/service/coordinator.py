@@ -26,6 +26,7 @@ from metta_ray.control.run_state import RunState
 from metta_ray.control.schedule import is_due
 from metta_ray.rl.progress import MetricsLog
 from metta_ray.rl.run_directories import package_versions, save_experiment_config, setup_run_directories
+from metta_ray.rl.trackers import open_trackers
 from metta_ray.rl.vecenv import training_factory
 from metta_ray.service.announcer import Announcer
 from metta_ray.service.books import Books
@@ -35,6 +36,8 @@ from metta_ray.service.children import Child
 from metta_ray.service.commands import Commands, Reply
 from metta_ray.service.evaluation_job import EvaluationJob, evaluator_identity
 from metta_ray.service.identity import Identity, coordinator_name, namespace_of
+from metta_ray.service.layout import Speed
+from metta_ray.service.metrics_exporter import CoordinatorMetrics
 from metta_ray.service.orders import Restored, UpdateResult
 from metta_ray.service.process_info import ProcessInfo, require_same_versions
 from metta_ray.service.run_config import RunConfig, store_url
@@ -45,6 +48,7 @@ from metta_ray.service.wiring import build_parts
 from metta_ray.service.worker_count import WorkerCount
 from metta_ray.state.open_store import open_store
 from metta_ray.state.records import RunRecord
+from metta_ray.state.timed_store import TimedStore
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +77,7 @@ class Coordinator:
         self._was_restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self._commands: SimpleQueue[tuple[str, tuple[Any, ...], Answer[Reply]]] = SimpleQueue()
         self._announcer = Announcer(run)
+        self._metrics = CoordinatorMetrics(run, self._config, was_restarted=self._was_restarted)
         self._count = WorkerCount(self._config, sizes)
         self._drivers: dict[str, float] = {}
         self._seen_by_driver = threading.Event()
@@ -180,7 +185,14 @@ class Coordinator:
             record = self._config.record()
             sections = {name: record[name] for name in record if name not in ("trainer", "device", "run", "data_dir")}
             save_experiment_config(dirs, self._config.learner.device, trainer, **sections)
-        self._log = MetricsLog(dirs.run_dir, tensorboard=self._config.tensorboard)
+        self._trackers = open_trackers(
+            dirs.run_dir,
+            self.run,
+            self._config.record(),
+            tensorboard=self._config.tensorboard,
+            wandb=self._config.wandb,
+        )
+        self._log = MetricsLog(dirs.run_dir, trackers=self._trackers)
         self._worker_snapshots: dict[int, Any] = {}
         parts = self._parts = build_parts(
             self.run,
@@ -192,6 +204,7 @@ class Coordinator:
             self._count,
             self._announcer,
             self._clock,
+            speed=Speed.of_session(self._config, self._sizes, self._session),
             snapshot_of=lambda slot: self._worker_snapshots.pop(slot, None),
             on_epoch=self._epoch_done,
             on_learner=self._learner_changed,
@@ -201,6 +214,8 @@ class Coordinator:
         self._command = Commands(parts)
         self._count.ask(self._books.workers or self._count.configured)
         self._is_open = True
+        self._refresh_status()
+        self._metrics.open(self._status)
         self._is_adopting = self._was_restarted and self._adopt_learners()
         if self._is_adopting:
             return
@@ -236,9 +251,7 @@ class Coordinator:
         self._worker_snapshots = {slot: ray.put(state) for slot, state in restored.workers.items()}
         if restored.path is not None:
             self._checkpointer.newest = Newest(restored.path, restored.version, self._clock())
-        self._log = MetricsLog(
-            self._dirs.run_dir, keep_until_epoch=restored.version, tensorboard=self._config.tensorboard
-        )
+        self._log = MetricsLog(self._dirs.run_dir, keep_until_epoch=restored.version, trackers=self._trackers)
         self._announcer.note(
             f"continuing {self.run} after epoch {restored.version}, {restored.agent_step:,} agent steps, from "
             f"{restored.path or 'the beginning, since no checkpoint had been written'}:\n"
@@ -318,6 +331,7 @@ class Coordinator:
         """Called by the pipeline after each commit, before anything new is ordered."""
         self._epoch, epoch = record, record["epoch"]
         self._write_metrics(record)
+        self._metrics.epoch(record, self._books.curriculum)
         shown = {name: value for name, value in record.items() if name not in ("metrics", "losses", "hyperparameters")}
         workers = workers_of(self._pool, self._count.wanted, self._sizes.useful_workers)
         self._announcer.tell(shown | {"total_timesteps": self._pipeline.total_timesteps, "workers": workers})
@@ -332,6 +346,7 @@ class Coordinator:
     def _write_metrics(self, record: dict[str, Any]) -> None:
         speed = {
             "agent_steps_per_second": record["agent_steps_per_second"],
+            "efficiency": record["efficiency"],
             "epoch_seconds": record["epoch_seconds"],
             "update_seconds": record["update_seconds"],
             "staleness/mean": record["staleness"]["mean"],
@@ -472,6 +487,7 @@ class Coordinator:
             try:
                 self._pool.stop()
                 self._learners.stop()
+                self._log.close()
                 for number in list(self._books.members["rollout"]):
                     self._books.record({"kind": "left", "role": "rollout", "number": number})
                 self._books.close()
@@ -571,6 +587,7 @@ class Coordinator:
 
     def _put_record(self) -> None:
         status, announcer = self._status, self._announcer
+        self._metrics.status(status)
         announcer.put_record(
             RunRecord(
                 name=self.run,
@@ -598,7 +615,8 @@ class Coordinator:
     def _open_store(self) -> None:
         """The store is for people: a run trains without one too."""
         try:
-            self._announcer.store = open_store(store_url(self._config.state.url, self._session["data_dir"]))
+            store = open_store(store_url(self._config.state.url, self._session["data_dir"]))
+            self._announcer.store = TimedStore(store, self._metrics.store_call)
         except StateStoreError as error:
             self._announcer.note(f"warning: {error}; the run goes on, but metta-ray runs will not show it")
 

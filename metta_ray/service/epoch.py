@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from metta_ray.control.bottleneck import Bottleneck, EpochTimes, verdict
 from metta_ray.rl.fragment import FragmentHeader
 from metta_ray.rl.stats import process_training_stats
+from metta_ray.service.layout import Speed
 from metta_ray.service.orders import Staged, UpdateResult
 
 EPISODES = 100
@@ -18,9 +20,13 @@ BOTTLENECK_EPOCHS = 5
 
 
 class EpochGatherer:
-    """Sums between two commits. Its numbers are those of the library's loop under the same names."""
+    """Sums between two commits. Its numbers are those of the library's loop under the same names.
 
-    def __init__(self, now: float) -> None:
+    speed: what the machine could do; None where that is not known.
+    """
+
+    def __init__(self, now: float, speed: Speed | None = None) -> None:
+        self._speed = speed
         self._stats: dict[str, list[Any]] = {}
         self._worker_seconds: dict[str, float] = defaultdict(float)
         self._returns: deque[float] = deque(maxlen=EPISODES)
@@ -85,13 +91,15 @@ class EpochGatherer:
                 target_staleness=target_staleness,
             )
         )
-        bottleneck = verdict(_sum_of(self._times))
+        bottleneck = self._with_measured_lever(verdict(_sum_of(self._times)), num_workers, len(results))
+        rate = steps / wall
         metrics = process_training_stats(self._stats)
         record = {
             "epoch": leader.version,
             "agent_step": leader.agent_step,
             "epoch_seconds": wall,
-            "agent_steps_per_second": steps / wall,
+            "agent_steps_per_second": rate,
+            "efficiency": self._speed.efficiency(rate, num_workers, len(results)) if self._speed else None,
             "reward": sum(self._returns) / len(self._returns) if self._returns else None,
             "staleness": _staleness(stalenesses),
             "bottleneck": bottleneck.text if bottleneck else None,
@@ -106,6 +114,11 @@ class EpochGatherer:
         self._worker_seconds.clear()
         self._learner_seconds.clear()
         return record
+
+    def _with_measured_lever(self, found: Bottleneck | None, workers: int, replicas: int) -> Bottleneck | None:
+        """What would gain most is better computed from measured times than read off the shares, where there are any."""
+        lever = self._speed.next_lever(workers, replicas) if self._speed else None
+        return replace(found, lever=lever) if found and lever else found
 
 
 def _sum_of(times: Sequence[EpochTimes]) -> EpochTimes:

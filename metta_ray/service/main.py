@@ -13,20 +13,25 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from metta_ray.common.errors import ConfigError, MettaRayError, RunDirectoryInUse, RunUnreachableError
 from metta_ray.common.util import fs
+from metta_ray.control.plan import Resources
+from metta_ray.control.rates import ServiceTimes
 from metta_ray.control.run_state import RunState
 from metta_ray.metrics.console import Display
 from metta_ray.rl.run_directories import check_run_name, name_from_time, set_run_aside
 from metta_ray.service.connection import cluster
 from metta_ray.service.following import exit_code, show
 from metta_ray.service.identity import coordinator_name, namespace_of
+from metta_ray.service.layout import chosen_layout, is_open, recorded_layout
+from metta_ray.service.measuring import MeasuringError, measured_here, measured_on_a_node, usable_cores
 from metta_ray.service.run_config import JOB_VARIABLE, RunConfig, data_directory
 from metta_ray.service.run_handle import CoordinatorCall, RunHandle
 from metta_ray.service.sizes import Sizes, advice, resolved_sizes
@@ -52,11 +57,27 @@ def run_training(config: RunConfig, *, display: Display) -> int:
     if address is None and (data_dir / name).exists():
         fs.RunLock.acquire(data_dir / name).release()  # one in use is refused now, not after Ray's start
     display.note(f"starting run {name} " + (f"in the cluster {address}" if address else "on a Ray of its own"))
-    sizes, spec = _describe_environment(config)
+    environment = _describe_environment(config)
+    if not config.new:
+        config = recorded_layout(config, data_dir / name)
+    resolved_sizes(config, environment.agents_per_env)  # what cannot work is refused before Ray starts
+    times: ServiceTimes | None = None
+    if address is None:
+        times = _measured(measured_here, config, display)  # now, while nothing else runs
+        config = _with_layout(config, times, environment, usable_cores())
     with ExitStack() as stack:
         session = stack.enter_context(_ray(config, address, display))
         interruption = stack.enter_context(Interruption())  # after Ray's start, which installs handlers of its own
-        handle = _start_or_find(config, name, data_dir, session, display, sizes, spec)
+        handle = _find(config, name, display)
+        if handle is None:
+            if address is not None:
+                times = _measured(measured_on_a_node, config, display)
+                config = _with_layout(config, times, environment, None)
+            session |= {
+                "service_times": times.to_json() if times is not None else None,
+                "cores": usable_cores() if address is None else None,
+            }
+            handle = _start(config, name, data_dir, session, display, environment)
         return _stay(handle, config, display, interruption)
 
 
@@ -180,38 +201,48 @@ def _submission_id() -> str | None:
 # The coordinator.
 
 
-def _start_or_find(
-    config: RunConfig,
-    name: str,
-    data_dir: Path,
-    session: dict[str, Any],
-    display: Display,
-    sizes: Sizes,
-    spec: dict[str, Any],
-) -> RunHandle:
+def _find(config: RunConfig, name: str, display: Display) -> RunHandle | None:
+    """The run, if it is going on in this cluster."""
     import ray
 
     try:
         actor = ray.get_actor(coordinator_name(name), namespace=namespace_of(name))
-        handle = RunHandle(name, CoordinatorCall(name, actor))
-        if not RunState(handle.status()["state"]).is_final:
-            if config.new:
-                raise RunDirectoryInUse(f"run {name} is going on in this cluster; metta-ray stop {name} first")
-            display.note(f"run {name} is going on already: attached to it")
-            return handle
-        _await_end_of(name)
     except ValueError:
-        pass
+        return None
+    handle = RunHandle(name, CoordinatorCall(name, actor))
+    if RunState(handle.status()["state"]).is_final:
+        _await_end_of(name)
+        return None
+    if config.new:
+        raise RunDirectoryInUse(f"run {name} is going on in this cluster; metta-ray stop {name} first")
+    display.note(f"run {name} is going on already: attached to it")
+    return handle
+
+
+def _start(
+    config: RunConfig, name: str, data_dir: Path, session: dict[str, Any], display: Display, environment: _Environment
+) -> RunHandle:
+    sizes = resolved_sizes(config, environment.agents_per_env)
     for sentence in advice(config, sizes):
         display.note(f"note: {sentence}")
     if config.new:
         aside = set_run_aside(name, data_dir)
         if aside is not None:
             display.note(f"the run of that name is kept as {aside.name}")
-    return RunHandle(name, CoordinatorCall(name, _create_coordinator(name, config, sizes, spec, session)))
+    actor = _create_coordinator(name, config, sizes, environment.spec, session)
+    return RunHandle(name, CoordinatorCall(name, actor))
 
 
-def _describe_environment(config: RunConfig) -> tuple[Sizes, dict[str, Any]]:
+# What is known before.
+
+
+@dataclass(frozen=True)
+class _Environment:
+    agents_per_env: int
+    spec: dict[str, Any]
+
+
+def _describe_environment(config: RunConfig) -> _Environment:
     """Builds the environment once: what cannot work is refused here, before any actor."""
     from metta_ray.agent import spec_json
     from metta_ray.agent.agent_config import agent_config_from
@@ -219,7 +250,35 @@ def _describe_environment(config: RunConfig) -> tuple[Sizes, dict[str, Any]]:
 
     spec = training_factory(config.trainer).spec()
     agent_config_from(config.agent, default_architecture="mlp" if spec.vocabulary is None else "default")
-    return resolved_sizes(config, spec.agents_per_env), spec_json.to_json(spec)
+    return _Environment(spec.agents_per_env, spec_json.to_json(spec))
+
+
+def _measured(measure: Callable[[RunConfig], ServiceTimes], config: RunConfig, display: Display) -> ServiceTimes | None:
+    """How fast the machine is at this run's work. A run goes on without knowing."""
+    if not config.cluster.measure:
+        return None
+    try:
+        return measure(config)
+    except MeasuringError as error:
+        display.note(f"note: the speed of this machine is not known, so the layout is the usual one: {error}")
+        return None
+
+
+def _with_layout(
+    config: RunConfig, times: ServiceTimes | None, environment: _Environment, cores: int | None
+) -> RunConfig:
+    """cores: of this machine, which all processes share; None: those of the connected cluster, one for each process."""
+    if not is_open(config):
+        return config
+    processes = cores + 1 if cores is not None else _cluster_processes(config)
+    return chosen_layout(config, times, environment.agents_per_env, Resources(cores=cores), processes)
+
+
+def _cluster_processes(config: RunConfig) -> int:
+    from metta_ray.service.ray_facts import total_resources
+
+    cpus_each = max(config.rollout.num_cpus, config.learner.num_cpus, 1.0)
+    return max(2, int(total_resources().get("CPU", 2) / cpus_each))
 
 
 def _create_coordinator(

@@ -26,6 +26,7 @@ from metta_ray.rl.fragment import FragmentHeader
 from metta_ray.service.books import Books
 from metta_ray.service.children import Future
 from metta_ray.service.epoch import EpochGatherer
+from metta_ray.service.layout import Speed
 from metta_ray.service.learner_group import Batch, BatchLost, Finished, LearnerGroup
 from metta_ray.service.orders import PublishedWeights, Ticket, UpdateOrder
 from metta_ray.service.rollout_pool import Delivered, Joined, Left, Member, Missing, Ready, RolloutPool
@@ -50,7 +51,7 @@ class TrainingPipeline:
     """Collects, trains and commits until told otherwise.
 
     paused: nothing is ordered any more; what is under way is finished. on_epoch, on_event: told of each commit and of
-    everything else a person may want to know.
+    everything else a person may want to know. speed: what the machine could do, for the record of each epoch.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class TrainingPipeline:
         on_event: Callable[[str, str], None],
         *,
         byte_budget: int,
+        speed: Speed | None = None,
     ) -> None:
         self.paused = False
         self.total_timesteps = config.trainer.total_timesteps
@@ -77,7 +79,7 @@ class TrainingPipeline:
         self._clock = clock
         self._on_epoch = on_epoch
         self._on_event = on_event
-        self._gatherer = EpochGatherer(clock())
+        self._gatherer = EpochGatherer(clock(), speed)
         self._queue: dict[int, Waiting] = {}
         self._arrived: dict[int, Delivered] = {}
         self._in_batch: dict[int, Waiting] = {}  # staged or trained on

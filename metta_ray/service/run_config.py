@@ -44,8 +44,10 @@ _Device = Annotated[str, Field(pattern=r"^(cpu|cuda)$")]
 class RolloutConfig(StrictModel):
     """The rollout workers: how many, and what each of them is."""
 
-    num_workers: _PositiveInt = Field(
-        default=2, description="rollout workers at the start; more collect faster until the learner is the limit"
+    num_workers: _Count = Field(
+        default=0,
+        description="rollout workers at the start; more collect faster until the learner is the limit; "
+        "0: as many as the cores and this machine's measured speed make worth it",
     )
     min_workers: _PositiveInt | None = Field(
         default=None, description="with max_workers: the number follows the learner's waiting; fewer cost less"
@@ -55,8 +57,8 @@ class RolloutConfig(StrictModel):
     )
     num_envs: _Count = Field(
         default=0,
-        description="environments per worker; more make inference efficient and fragments large; "
-        "0: as many as give fragments of about 4,096 agent steps, at least two per batch and replica",
+        description="environments per worker; more make inference efficient and fragments large; 0: chosen with the "
+        "number of workers, else as many as give fragments of about 4,096 agent steps, two per batch and replica",
     )
     fragment_steps: _Count = Field(
         default=0,
@@ -88,7 +90,7 @@ class RolloutConfig(StrictModel):
     @property
     def initial_workers(self) -> int:
         """``num_workers`` within the bounds."""
-        return min(max(self.num_workers, self.min_workers or 1), self.max_workers or self.num_workers)
+        return min(max(self.num_workers, self.min_workers or 1), self.max_workers or max(1, self.num_workers))
 
     @model_validator(mode="after")
     def _bounds_fit(self) -> Self:
@@ -110,8 +112,10 @@ class RolloutConfig(StrictModel):
 class LearnerConfig(StrictModel):
     """The learner replicas, one torch DDP group in one placement group."""
 
-    replicas: _PositiveInt = Field(
-        default=1, description="processes that share each minibatch; pays when a gradient takes longer than its sum"
+    replicas: _Count = Field(
+        default=0,
+        description="processes that share each minibatch; pays when a gradient takes longer than its sum; "
+        "0: chosen with the number of workers, else 1",
     )
     num_cpus: _Amount = Field(default=1.0, description="cores Ray reserves per replica; training waits if none is free")
     num_gpus: _Amount = Field(default=0.0, description="GPUs per replica; whole ones, as NCCL needs one per replica")
@@ -256,6 +260,11 @@ class ClusterConfig(StrictModel):
     )
     dashboard: bool = Field(default=True, description="Ray's dashboard on loopback; costs about 1 GB of memory")
     dashboard_port: _Count = Field(default=0, description="0: a free one, so that two runs do not collide")
+    measure: bool = Field(
+        default=True,
+        description="measure this machine's speed at the run's work before it starts, seconds the first time; "
+        "false: the usual layout, and no share of the floor is shown",
+    )
     auth: Literal["token", "disabled"] = Field(
         default="token", description="who may reach the embedded Ray; disabled lets every local user run code in it"
     )
@@ -293,6 +302,7 @@ class RunConfig(StrictModel):
     state: StateConfig = Field(default_factory=StateConfig)
     evaluate: bool = Field(default=True, description="play evaluation episodes at the end; takes seconds to minutes")
     tensorboard: bool = Field(default=False, description="write TensorBoard event files beside metrics.jsonl")
+    wandb: bool = Field(default=False, description="track with Weights & Biases, as WANDB_* variables say")
 
     def record(self) -> dict[str, Any]:
         """What is kept of a run's configuration: all but how this one start of it was asked for."""
@@ -312,7 +322,7 @@ class RunConfig(StrictModel):
 
     @model_validator(mode="after")
     def _replicas_share_the_sizes(self) -> Self:
-        trainer, replicas = self.trainer, self.learner.replicas
+        trainer, replicas = self.trainer, max(1, self.learner.replicas)
         step = replicas * trainer.bptt_horizon
         for name in ("batch_size", "minibatch_size"):
             size = getattr(trainer, name)

@@ -12,7 +12,7 @@ from metta_ray.service.wiring import Parts
 
 def facts_before_opening(wanted: int, useful: int) -> dict[str, Any]:
     """The same names while nothing is there yet, so that whoever asks early need not ask differently."""
-    none = {"wanted": wanted, "ready": 0, "starting": 0, "draining": 0, "useful": useful, "list": []}
+    none = {"wanted": wanted, "ready": 0, "starting": 0, "draining": 0, "useful": useful, "started": 0, "list": []}
     return {"agent_step": 0, "policy_version": 0, "epoch": 0, "workers": none, "learners": [], "failures": {}}
 
 
@@ -28,9 +28,10 @@ def facts_of(parts: Parts, epoch: Mapping[str, Any]) -> dict[str, Any]:
         "epoch": ledger.version,
         "reward": epoch.get("reward"),
         "agent_steps_per_second": epoch.get("agent_steps_per_second"),
+        "efficiency": epoch.get("efficiency"),
         "staleness": epoch.get("staleness"),
         "bottleneck": epoch.get("bottleneck"),
-        "workers": {**counts, "list": worker_list(parts.pool)},
+        "workers": {**counts, "started": parts.books.next_number["rollout"], "list": worker_list(parts.pool)},
         "learners": learner_list(parts.learners),
         "ledger": ledger.totals(),
         "failures": failures_of(parts.pool, parts.learners),
@@ -38,7 +39,10 @@ def facts_of(parts: Parts, epoch: Mapping[str, Any]) -> dict[str, Any]:
             "path": newest.path if newest else None,
             "epoch": newest.version if newest else None,
             "age_s": round(parts.clock() - newest.at, 1) if newest else None,
+            "write_seconds": newest.saved.seconds if newest and newest.saved else None,
+            "size_bytes": newest.saved.size_bytes if newest and newest.saved else None,
             "failures": parts.checkpointer.failures,
+            "all_failures": parts.checkpointer.all_failures,
         },
         "settings": dict(parts.books.settings),
         "unwritten_events": parts.books.unwritten,

@@ -34,7 +34,7 @@ def resolved_sizes(config: RunConfig, agents_per_env: int, *, agent_step_bytes: 
 
     agent_step_bytes: size of one agent step in a fragment; 0 leaves the byte budget unchecked.
     """
-    trainer, replicas = config.trainer, config.learner.replicas
+    trainer, replicas = config.trainer, max(1, config.learner.replicas)
     steps_per_env = agents_per_env * trainer.bptt_horizon
     num_envs = _given_envs(config, steps_per_env) or _chosen_envs(config, steps_per_env)
     fragment_steps = num_envs * steps_per_env
@@ -95,7 +95,7 @@ def _given_envs(config: RunConfig, steps_per_env: int) -> int:
 
 def _chosen_envs(config: RunConfig, steps_per_env: int) -> int:
     """Environments per worker for fragments near the target that divide every replica's share of the batch."""
-    batch, replicas = config.trainer.batch_size, config.learner.replicas
+    batch, replicas = config.trainer.batch_size, max(1, config.learner.replicas)
     processes = config.trainer.num_workers
     smallest = steps_per_env * processes * replicas
     if batch % smallest:
@@ -113,7 +113,7 @@ def _chosen_envs(config: RunConfig, steps_per_env: int) -> int:
 
 
 def _check_batch(config: RunConfig, num_envs: int, fragment_steps: int) -> None:
-    batch, replicas = config.trainer.batch_size, config.learner.replicas
+    batch, replicas = config.trainer.batch_size, max(1, config.learner.replicas)
     if batch % (fragment_steps * replicas) == 0:
         return
     times = f" × {replicas} learner replicas" if replicas > 1 else ""

@@ -9,6 +9,7 @@ from typing import Any
 from metta_ray.service.announcer import Announcer
 from metta_ray.service.books import Books
 from metta_ray.service.checkpointer import Checkpointer
+from metta_ray.service.layout import Speed
 from metta_ray.service.learner_group import LearnerGroup
 from metta_ray.service.pipeline import TrainingPipeline
 from metta_ray.service.ray_children import RayChildren
@@ -50,6 +51,7 @@ def build_parts(
     announcer: Announcer,
     clock: Callable[[], float],
     *,
+    speed: Speed,
     snapshot_of: Callable[[int], Any],
     on_epoch: Callable[[dict[str, Any]], None],
     on_learner: Callable[[str, int, Mapping[str, Any]], None],
@@ -89,6 +91,7 @@ def build_parts(
         on_epoch,
         announcer.event,
         byte_budget=config.pacing.byte_budget or int(total_resources()["object_store_memory"] * OBJECT_STORE_SHARE),
+        speed=speed,
     )
     pipeline.total_timesteps = books.settings.get("trainer.total_timesteps", config.trainer.total_timesteps)
     checkpoint = config.trainer.checkpoint

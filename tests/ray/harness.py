@@ -234,7 +234,7 @@ class Lab:
         env: Mapping[str, str] | None = None,
     ) -> Run:
         """Starts a training and returns at once. On ``head``, else on a Ray of its own."""
-        words = ["--run", run, "--data-dir", str(data_dir or self.data_dir)]
+        words = ["--run", run, "--data-dir", str(data_dir or self.data_dir), "--cluster.measure", "false"]
         if head is None:
             words += ["--cluster.auth", "disabled", "--cluster.dashboard", "false"]
             words += ["--cluster.object-store-memory", "400000000"]

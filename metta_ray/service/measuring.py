@@ -1,0 +1,101 @@
+"""What a run's machine can do, measured before the run starts, or read from what the machine remembers.
+
+measured_here(config)  # the first time seconds, in a process of its own; later a moment
+
+This process loads neither torch nor an engine for an answer that is known.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from metta_ray.common.errors import MettaRayError
+from metta_ray.common.util.machine_cache import MachineCache
+from metta_ray.control.rates import ServiceTimes
+from metta_ray.service.run_config import RunConfig
+
+CACHE = MachineCache("runs")
+TIMEOUT_S = 120.0
+_TRAINER = ("env", "curriculum", "env_overrides", "batch_size", "minibatch_size", "bptt_horizon", "autocast")
+
+
+class MeasuringError(MettaRayError):
+    """The environment or the network could not be run alone; the text says why."""
+
+
+def usable_cores() -> int:
+    """Of this machine, by this process."""
+    return len(os.sched_getaffinity(0))
+
+
+def measured_here(config: RunConfig) -> ServiceTimes:
+    """Service times of this machine for this run's environment, network and sizes.
+
+    Raises MeasuringError where they cannot be run.
+    """
+    return ServiceTimes.from_json(CACHE.get_or_measure(_question(config), lambda: _in_a_process(config)))
+
+
+def measured_on_a_node(config: RunConfig) -> ServiceTimes:
+    """The same for a node of the connected cluster, one with what rollout workers and learners need."""
+    import ray
+
+    task = ray.remote(_on_this_node).options(
+        num_cpus=1, num_gpus=max(config.rollout.num_gpus, config.learner.num_gpus), max_retries=1
+    )
+    try:
+        answer: Any = ray.get(task.remote(config.model_dump(mode="json")), timeout=TIMEOUT_S)
+        return ServiceTimes.from_json(answer)
+    except ray.exceptions.RayError as error:
+        raise MeasuringError(str(error).strip().splitlines()[-1]) from None
+
+
+def _question(config: RunConfig) -> dict[str, Any]:
+    """All that the answer depends on beside the machine."""
+    trainer = config.trainer.model_dump(mode="json")
+    return {
+        "trainer": {name: trainer[name] for name in _TRAINER},
+        "optimizer": config.trainer.optimizer.type,
+        "agent": config.agent,
+        "devices": [config.rollout.device, config.learner.device],
+    }
+
+
+def _in_a_process(config: RunConfig) -> dict[str, Any]:
+    """In this one torch would stay loaded, and an environment that crashes would take it along."""
+    process = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=config.model_dump_json(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    if process.returncode:
+        raise MeasuringError((process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1])
+    answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return answer
+
+
+def _on_this_node(config: dict[str, Any]) -> dict[str, Any]:
+    return measured_here(RunConfig.from_mapping(config)).to_json()
+
+
+def _measure(config: RunConfig) -> dict[str, Any]:
+    from metta_ray.rl.rates import measure_service_times
+
+    times = measure_service_times(
+        config.trainer,
+        config.agent,
+        rollout_device=config.rollout.device,
+        learner_device=config.learner.device,
+    )
+    return times.to_json()
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(RunConfig.from_mapping(json.load(sys.stdin)))))
