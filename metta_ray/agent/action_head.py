@@ -73,7 +73,7 @@ class ActionHead(nn.Module):
         if self.kind == "MultiDiscrete":
             places = actions.reshape(len(actions), -1).long() + self.get_buffer("offsets")
             return self.last_action_rows[places].sum(dim=1)
-        return self.last_action_rows[actions.long()]
+        return self.last_action_rows.index_select(0, actions.long())
 
     def adapt(self, spec: EnvSpec) -> None:
         """Matches the actions of another environment. Raises PolicyMismatchError where none can be."""

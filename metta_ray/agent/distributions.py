@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -40,16 +41,20 @@ class Categorical:
     def __init__(self, logits: Tensor) -> None:
         self.log_probs = torch.log_softmax(logits, dim=-1)
 
+    @cached_property
+    def _probs(self) -> Tensor:
+        return self.log_probs.exp()
+
     def sample(self, generator: Generator | None = None) -> Tensor:
         # The first of A exponential clocks with rates p rings for choice a with probability p_a.
         clocks = torch.empty_like(self.log_probs).exponential_(generator=generator)
-        return (self.log_probs.detach().exp() / clocks).argmax(dim=-1).to(torch.int32)
+        return (self._probs.detach() / clocks).argmax(dim=-1).to(torch.int32)
 
     def log_prob(self, action: Tensor) -> Tensor:
         return self.log_probs.gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
-        return -(self.log_probs.exp() * self.log_probs.clamp_min(LOG_ZERO)).sum(dim=-1)
+        return -(self._probs * self.log_probs.clamp_min(LOG_ZERO)).sum(dim=-1)
 
 
 class MultiCategorical:

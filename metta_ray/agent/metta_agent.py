@@ -21,6 +21,7 @@ from metta_ray.agent.lstm import SequenceLSTM
 from metta_ray.agent.networks.layers import head
 from metta_ray.agent.networks.registry import build_network
 from metta_ray.agent.policy_state import PolicyState
+from metta_ray.agent.precision import in_float32
 from metta_ray.agent.vocabulary import token_remap
 from metta_ray.agent.weights import ReferenceWeights, largest_weights, weight_matrices, weight_metrics
 from metta_ray.common.errors import PolicyMismatchError
@@ -99,7 +100,7 @@ class MettaAgent(nn.Module):
         """
         core, critic_core, rows = self._cores(obs, state)
         # The heads stay in float32: PPO compares probabilities finer than bfloat16 can tell apart.
-        with torch.autocast(obs.device.type, enabled=False):
+        with in_float32(obs.device):
             distribution = self.action_head.distribution(self.actor(core.float()))
             value: Tensor = self.critic(critic_core.float())
             chosen = distribution.sample(state.generator) if action is None else action
@@ -110,7 +111,7 @@ class MettaAgent(nn.Module):
     def value(self, obs: Tensor, state: PolicyState) -> Tensor:
         """Value ``(N,)`` float32 alone: draws no random number and leaves ``state`` as it was."""
         _, critic_core, _ = self._cores(obs, replace(state))
-        with torch.autocast(obs.device.type, enabled=False):
+        with in_float32(obs.device):
             value: Tensor = self.critic(critic_core.float())
         return value.squeeze(1)
 
@@ -153,12 +154,15 @@ class MettaAgent(nn.Module):
 
     def _side_inputs(self, state: PolicyState, rows: int, device: torch.device) -> Tensor:
         """Last action and last reward ``(N, E + 1)`` float32, zero at the first step of an episode."""
-        sides = torch.zeros(rows, self.action_head.last_action_size + 1, device=device)
-        if state.last_actions is not None:
-            actions = state.last_actions.reshape(rows, *self.spec.action_shape)
-            sides[:, :-1] = self.action_head.last_action_vector(actions)
-        if state.last_rewards is not None:
-            sides[:, -1] = state.last_rewards.reshape(rows)
+        if state.last_actions is None:
+            actions = torch.zeros(rows, self.action_head.last_action_size, device=device)
+        else:
+            actions = self.action_head.last_action_vector(state.last_actions.reshape(rows, *self.spec.action_shape))
+        if state.last_rewards is None:
+            rewards = torch.zeros(rows, 1, device=device)
+        else:
+            rewards = state.last_rewards.reshape(rows, 1)
+        sides = torch.cat([actions, rewards], dim=1)
         if state.resets is not None:
             sides.masked_fill_(state.resets.reshape(rows, 1), 0.0)
         return sides

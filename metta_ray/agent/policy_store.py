@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from metta_ray.agent import policy_files, policy_retention
+from metta_ray.agent import policy_files, policy_pins, policy_retention
 from metta_ray.agent.metta_agent import MettaAgent
 from metta_ray.agent.policy_cache import PolicyCache
 from metta_ray.agent.policy_files import PolicyWeights
@@ -211,11 +211,11 @@ class PolicyStore:
     def pin(self, uri: str | Path, holder: str | None = None, seconds: float = 86_400.0) -> str:
         """Protects a policy from ``cleanup_old_policies`` of any process, until ``unpin`` or for ``seconds``
         (a holder may die). Returns the holder's name, by default one for this process."""
-        return policy_retention.pin(self.load_from_uri(uri).file_path, holder, seconds)
+        return policy_pins.pin(self.load_from_uri(uri).file_path, holder, seconds)
 
     def unpin(self, uri: str | Path, holder: str | None = None) -> None:
         """Takes the holder's protection back. Harmless where there is none."""
-        policy_retention.unpin(self._resolve(uri), holder)
+        policy_pins.unpin(self._resolve(uri), holder)
 
     def cleanup_old_policies(
         self,

@@ -73,8 +73,9 @@ def compute_advantage(
 
     # Time runs along the first axis here, so that each step of the recurrence is one operation on a dense row.
     delta_TS, decay_TS = delta.t().contiguous(), decay.t().contiguous()
+    delta_by_step, decay_by_step = delta_TS.unbind(), decay_TS.unbind()
     for t in range(steps - 2, -1, -1):
-        delta_TS[t].addcmul_(decay_TS[t], delta_TS[t + 1])
+        delta_by_step[t].addcmul_(decay_by_step[t], delta_by_step[t + 1])
     advantages[:, :steps] = delta_TS.t()
     return advantages
 

@@ -105,8 +105,9 @@ class Losses:
 
     def add(self, **terms: Tensor | float) -> None:
         """Counts one minibatch: ``add(policy_loss=…, entropy=…)``. One device transfer for all terms."""
-        values = torch.stack([torch.as_tensor(term, dtype=torch.float32).detach().cpu() for term in terms.values()])
-        for name, value in zip(terms, values.tolist(), strict=True):
+        tensors = {name: term.detach().float() for name, term in terms.items() if isinstance(term, Tensor)}
+        numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
+        for name, value in {**terms, **dict(zip(tensors, numbers, strict=True))}.items():
             setattr(self, f"{name}_sum", getattr(self, f"{name}_sum") + value)
         self.minibatches_processed += 1
 

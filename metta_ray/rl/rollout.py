@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from metta_ray.agent.metta_agent import MettaAgent
+from metta_ray.agent.token_encoder import used_tokens
 from metta_ray.common.profiling.stopwatch import Stopwatch
 from metta_ray.envs.env_spec import TokenSpace
 from metta_ray.envs.vecenv import Received, VecEnv
 from metta_ray.rl.distributed import unwrap_agent
-from metta_ray.rl.experience import Experience, used_tokens
+from metta_ray.rl.experience import Experience
 
 
 @torch.no_grad()
@@ -48,7 +49,7 @@ def perform_rollout_step(
         inputs = _Inputs(received, vecenv, device)
         inputs.dones |= experience.rollout_state.is_new[rows]
         truncation_values = _truncation_values(agent, vecenv, experience, received, rows, inputs)
-        state = experience.rollout_state.policy_state(rows, resets=inputs.dones, last_rewards=inputs.rewards)
+        state = experience.rollout_state.policy_state(rows, resets=inputs.resets, last_rewards=inputs.rewards)
         actions, logprobs, _, values, _ = agent(inputs.obs, state)
         num_steps = experience.store(
             inputs.obs,
@@ -83,6 +84,12 @@ class _Inputs:
         self.dones = torch.from_numpy(received.terminals).to(device) | self.truncations
         self.mask = torch.from_numpy(received.masks).to(device)
 
+    @property
+    def resets(self) -> Tensor | None:
+        """``dones``, or None where there are none and it costs nothing to know: the policy then has less to do."""
+        is_on_host = self.dones.device.type == "cpu"
+        return None if is_on_host and not self.dones.numpy().any() else self.dones
+
 
 def _observation_tensor(obs: np.ndarray[Any, Any], vecenv: VecEnv, device: torch.device | str) -> Tensor:
     tensor = torch.from_numpy(obs)
@@ -110,7 +117,7 @@ def _close(
     with _timed(timer, "_rollout.inference"):
         inputs = _Inputs(received, vecenv, device)
         truncation_values = _truncation_values(agent, vecenv, experience, received, rows, inputs)
-        state = experience.rollout_state.policy_state(rows, resets=inputs.dones, last_rewards=inputs.rewards)
+        state = experience.rollout_state.policy_state(rows, resets=inputs.resets, last_rewards=inputs.rewards)
         values = agent.value(inputs.obs, state)
         experience.close(
             inputs.rewards,

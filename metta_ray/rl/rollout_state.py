@@ -49,11 +49,11 @@ class RolloutState:
     def is_recurrent(self) -> bool:
         return self.lstm_h.shape[0] > 0
 
-    def policy_state(self, rows: slice | Tensor, *, resets: Tensor, last_rewards: Tensor) -> PolicyState:
+    def policy_state(self, rows: slice | Tensor, *, resets: Tensor | None, last_rewards: Tensor) -> PolicyState:
         """What the policy needs to act for ``rows``; ``resets`` and ``last_rewards`` came with the observation."""
         return PolicyState(
-            lstm_h=self.lstm_h[:, rows].contiguous() if self.is_recurrent else None,
-            lstm_c=self.lstm_c[:, rows].contiguous() if self.is_recurrent else None,
+            lstm_h=self.lstm_h[:, rows] if self.is_recurrent else None,
+            lstm_c=self.lstm_c[:, rows] if self.is_recurrent else None,
             resets=resets,
             last_actions=self.last_actions[rows],
             last_rewards=last_rewards,
@@ -67,7 +67,7 @@ class RolloutState:
             assert state.lstm_c is not None
             self.lstm_h[:, rows] = state.lstm_h
             self.lstm_c[:, rows] = state.lstm_c
-        self.last_actions[rows] = actions.to(self.last_actions.dtype)
+        self.last_actions[rows] = actions
         self.is_new[rows] = False
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ A player drives some rows of a batch of environments. It reads the batch's array
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gymnasium
@@ -19,10 +20,11 @@ from metta_ray.agent.metta_agent import MettaAgent
 from metta_ray.agent.policy_files import unwrapped
 from metta_ray.agent.policy_record import PolicyRecord
 from metta_ray.agent.policy_state import PolicyState
+from metta_ray.agent.policy_store import PolicyStore
+from metta_ray.agent.token_encoder import used_tokens
 from metta_ray.common.errors import ConfigError
 from metta_ray.envs.env_batch import EnvBatch
 from metta_ray.envs.env_spec import EnvSpec
-from metta_ray.rl.experience import used_tokens
 from metta_ray.sim.results import PolicyKey
 
 if TYPE_CHECKING:
@@ -147,6 +149,11 @@ class PolicyPlayer:
         self._policy = module
         self._device = torch.device(device) if device is not None else next(module.parameters()).device
 
+    @property
+    def spec(self) -> EnvSpec:
+        """What the policy was built for."""
+        return self._policy.spec
+
     def check_fits(self, spec: EnvSpec) -> None:
         if self.greedy and isinstance(spec.action_space, gymnasium.spaces.Box):
             raise ConfigError(f"greedy actions of {spec.name}: a continuous policy only draws; use greedy=False")
@@ -211,6 +218,18 @@ class _PolicyActing:
         assert isinstance(space, gymnasium.spaces.MultiDiscrete)  # by check_fits
         parts = torch.split(log_probs, [int(n) for n in space.nvec.ravel()], dim=-1)
         return torch.stack([part.argmax(dim=-1) for part in parts], dim=-1)
+
+
+REFERENCE_PLAYERS: dict[str, Callable[[], Player]] = {"random": RandomPlayer, "scripted": ScriptedPlayer}
+
+
+def named_player(
+    name: str, store: PolicyStore, selector: str = "latest", device: str | torch.device | None = None
+) -> Player:
+    """``random``, ``scripted``, or the policy behind a URI, in whose directory ``selector`` chooses among several."""
+    if name in REFERENCE_PLAYERS:
+        return REFERENCE_PLAYERS[name]()
+    return PolicyPlayer(store.policy_record(name, selector), device=device)
 
 
 def as_player(policy: nn.Module | PolicyRecord | Player) -> Player:
