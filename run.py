@@ -38,6 +38,7 @@ from metta_ray.api import (
     load_initial_policy,
     maybe_update_l2_weights,
     naming_last_checkpoint,
+    open_trackers,
     parse_run_options,
     perform_rollout_step,
     prepare_process,
@@ -119,7 +120,14 @@ def train(options: RunOptions) -> int:
     schedule = HyperparameterScheduler(config, optimizer)
     losses = Losses()
     progress = EpochProgress(timer, config.total_timesteps)
-    log = MetricsLog(dirs.run_dir, keep_until_epoch=epoch, tensorboard=options.tensorboard)
+    trackers = open_trackers(
+        dirs.run_dir, dirs.run_name, options.record(), tensorboard=options.tensorboard, wandb=options.wandb
+    )
+    if options.metrics_port is not None and is_master:
+        from metta_ray.metrics.prometheus_exporter import PrometheusTracker
+
+        trackers.append(PrometheusTracker(dirs.run_name, config.total_timesteps, options.metrics_port, say))
+    log = MetricsLog(dirs.run_dir, keep_until_epoch=epoch, trackers=trackers)
     stop = StopRequest()
     last_epoch = epoch + options.stop_after_epochs if options.stop_after_epochs else None
     is_last = agent_step >= config.total_timesteps  # a finished run that is started again plays its evaluation
@@ -167,6 +175,7 @@ def train(options: RunOptions) -> int:
 
     stop.restore()
     vecenv.close()
+    log.close()
     if record and is_master:
         if options.evaluate:
             say(evaluate_run(record, config.curriculum_or_env, config.env_overrides, dirs, policy_store))

@@ -36,6 +36,7 @@ from metta_ray.rl.run_directories import (
 from metta_ray.rl.run_options import RunOptions, parse_run_options
 from metta_ray.rl.session import StopRequest, prepare_process
 from metta_ray.rl.stats import accumulate_rollout_stats, process_training_stats
+from metta_ray.rl.trackers import open_trackers
 from metta_ray.rl.trainer_checkpoint import load_checkpoint, naming_last_checkpoint, save_checkpoint
 from metta_ray.rl.trainer_config import (
     CheckpointConfig,
@@ -95,6 +96,7 @@ __all__ = [
     "load_initial_policy",
     "maybe_update_l2_weights",
     "naming_last_checkpoint",
+    "open_trackers",
     "parse_run_options",
     "perform_rollout_step",
     "prepare_process",

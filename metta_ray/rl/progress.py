@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metta_ray.common.errors import ConfigError
 from metta_ray.common.profiling.stopwatch import Stopwatch
 from metta_ray.common.util import fs
 from metta_ray.common.util.ranks import is_master
+from metta_ray.rl.trackers import Tracker
+
+logger = logging.getLogger(__name__)
 
 PHASES = {"environment": "_rollout.env", "inference": "_rollout.inference", "training": "_train"}
 BAR_WIDTH = 20
@@ -20,62 +23,65 @@ EPISODES = 50
 
 
 class MetricsLog:
-    """Appends one JSON object per epoch to ``metrics.jsonl`` of a run, and to TensorBoard if asked.
+    """Appends one JSON object per epoch to ``metrics.jsonl`` of a run, and tells the trackers.
 
     Only rank 0 writes. On resume, ``keep_until_epoch`` drops lines of epochs that were trained but not saved before
-    the stop. tensorboard: event files in ``<run>/tensorboard``; ConfigError if the package is not installed.
+    the stop. A tracker that fails is a warning each time it begins to.
     """
 
-    def __init__(self, run_dir: str | Path, *, keep_until_epoch: int | None = None, tensorboard: bool = False):
+    def __init__(
+        self, run_dir: str | Path, *, keep_until_epoch: int | None = None, trackers: Sequence[Tracker] = ()
+    ) -> None:
         self.path = Path(run_dir) / "metrics.jsonl"
         self._is_master = is_master()
-        self._tensorboard = None
+        self._trackers = tuple(trackers)
+        self._failing: set[int] = set()
         if not self._is_master:
             return
         if keep_until_epoch is not None and self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _epoch_of(line) <= keep_until_epoch]
             fs.atomic_write_text(self.path, "".join(f"{line}\n" for line in kept))
-        if tensorboard:
-            self._tensorboard = _summary_writer(Path(run_dir) / "tensorboard")
 
     def write(
         self,
         epoch: int,
         agent_step: int,
-        speed: dict[str, float],
-        metrics: dict[str, Any],
+        speed: Mapping[str, float | None],
+        metrics: Mapping[str, Any],
         *,
-        losses: dict[str, float],
-        hyperparameters: dict[str, float],
+        losses: Mapping[str, float],
+        hyperparameters: Mapping[str, float],
     ) -> None:
-        """One line; of ``metrics`` only numbers are kept."""
+        """One line; only numbers are kept."""
         if not self._is_master:
             return
-        line = {"epoch": epoch, "agent_step": agent_step, **speed}
-        line |= {f"losses/{name}": value for name, value in losses.items()}
-        line |= {f"hyperparameters/{name}": value for name, value in hyperparameters.items()}
-        line |= {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        values = {"epoch": epoch, "agent_step": agent_step, **speed}
+        values |= {f"losses/{name}": value for name, value in losses.items()}
+        values |= {f"hyperparameters/{name}": value for name, value in hyperparameters.items()}
+        values |= metrics
+        line = {name: value for name, value in values.items() if isinstance(value, int | float)}
         with self.path.open("a") as file:
             file.write(json.dumps({name: _finite(value) for name, value in line.items()}) + "\n")
-        if self._tensorboard is not None:
-            for name, value in line.items():
-                self._tensorboard.add_scalar(name, value, agent_step)
-            self._tensorboard.flush()
+        for number, tracker in enumerate(self._trackers):
+            try:
+                tracker.log(epoch, agent_step, line)
+                self._failing.discard(number)
+            except Exception as error:
+                if number not in self._failing:
+                    logger.warning("%s lacks epoch %d: %s", type(tracker).__name__, epoch, error)
+                self._failing.add(number)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            try:
+                tracker.close()
+            except Exception as error:
+                logger.warning("%s was not closed: %s", type(tracker).__name__, error)
 
 
 def _finite(value: float) -> float | None:
     """JSON knows no NaN and no infinity."""
     return value if math.isfinite(value) else None
-
-
-def _summary_writer(directory: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "tensorboard=True, but the package tensorboard is not installed; pip install 'metta_ray[tensorboard]'"
-        ) from None
-    return SummaryWriter(str(directory))
 
 
 class EpochProgress:

@@ -48,6 +48,10 @@ class RunOptions(StrictModel):
         default=0, ge=0, description="save and end after so many epochs of this session; 0: when training is done"
     )
     tensorboard: bool = Field(default=False, description="write TensorBoard event files beside metrics.jsonl")
+    wandb: bool = Field(default=False, description="track with Weights & Biases, as WANDB_* variables say")
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="serve metrics to Prometheus at this port of localhost; 0: a free one"
+    )
     evaluate: bool = Field(default=True, description="play evaluation episodes and write a replay at the end")
 
     def record(self) -> dict[str, Any]:

@@ -40,8 +40,10 @@ class RolloutWorkerActor:
 class LearnerActor:
     def __init__(self, identity: Any, *args: Any) -> None:
         from metta_ray.service.learner import Learner
+        from metta_ray.service.metrics_exporter import LearnerMetrics
 
         self._learner = Learner(identity, *args, node_ip=own_address())
+        self._metrics = LearnerMetrics(identity.run, self._learner.device)
 
     def __repr__(self) -> str:
         return repr(self._learner)
@@ -56,7 +58,9 @@ class LearnerActor:
         return self._learner.join(*args)
 
     def train(self, order: Any) -> Any:
-        return self._learner.train(order)
+        trained = self._learner.train(order)
+        self._metrics.update(*trained[:2])
+        return trained
 
     def export(self) -> Any:
         return self._learner.export()

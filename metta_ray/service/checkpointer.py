@@ -23,15 +23,22 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Newest:
-    """The newest checkpoint that is known to be whole. at: when it was finished, by the run's clock."""
+    """The newest checkpoint that is known to be whole. at: when it was finished, by the run's clock.
+
+    saved: what writing it took; None where an earlier start of the run did.
+    """
 
     path: str
     version: int
     at: float
+    saved: Saved | None = None
 
 
 class Checkpointer:
-    """newest: None until there is one. A failure is told and tried again; training does not wait for any of this."""
+    """newest: None until there is one. A failure is told and tried again; training does not wait for any of this.
+
+    failures: in a row. all_failures: since this coordinator began.
+    """
 
     def __init__(
         self,
@@ -46,6 +53,7 @@ class Checkpointer:
     ) -> None:
         self.newest: Newest | None = None
         self.failures = 0
+        self.all_failures = 0
         self._books = books
         self._pool = pool
         self._learners = learners
@@ -104,7 +112,7 @@ class Checkpointer:
             self._failed(failure_of(error).text, version)
             return
         self.failures = 0
-        self.newest = Newest(saved.path, version, self._clock())
+        self.newest = Newest(saved.path, version, self._clock(), saved)
         self._books.compact()
         size = f"{saved.size_bytes / 1e6:.1f} MB, {saved.seconds:.2f} s"
         self._announcer.event("checkpoint", f"checkpoint {saved.path} ({size})")
@@ -112,6 +120,7 @@ class Checkpointer:
 
     def _failed(self, reason: str, version: int) -> None:
         self.failures += 1
+        self.all_failures += 1
         self._announcer.event(
             "checkpoint_failed",
             f"checkpoint of epoch {version} was not written: {reason}; training goes on, the one before is untouched",

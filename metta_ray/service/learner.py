@@ -102,6 +102,10 @@ class Learner:
     def __repr__(self) -> str:
         return str(self.identity)
 
+    @property
+    def device(self) -> str:
+        return str(self._device)
+
     # Forming a group.
 
     def begin(self, checkpoint_dir: str | None) -> tuple[Restored, PackedArrays, NDArray[np.uint8]]:
@@ -227,8 +231,11 @@ class Learner:
         self._version = order.version + 1
         if self._version == 1:
             self._group.set_timeout(self._config.learner.process_group_timeout_s)
+        trained = time.perf_counter()
         is_leader = self._place.rank == 0
         weights = weights_of(self._agent) if is_leader or order.compare_replicas else None
+        state = self._state() if is_leader else None
+        seconds = {"waiting": ready - began, "training": trained - ready, "publishing": time.perf_counter() - trained}
         result = UpdateResult(
             incarnation=self.identity.incarnation,
             rank=self._place.rank,
@@ -238,11 +245,11 @@ class Learner:
             losses=losses.stats(),
             hyperparameters=hyperparameters,
             metrics=metrics,
-            seconds={"waiting": ready - began, "training": time.perf_counter() - ready},
+            seconds=seconds,
             skipped_updates=self._optimizer.skipped_updates,
             digest=weights.digest() if weights is not None and order.compare_replicas else None,
         )
-        self._last = (result, weights, self._state()) if is_leader else (result, None, None)
+        self._last = (result, weights if is_leader else None, state)
         return self._last
 
     def export(self) -> tuple[int, UpdateResult | None, PackedArrays, NDArray[np.uint8]]:

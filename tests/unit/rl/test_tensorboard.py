@@ -4,11 +4,12 @@ import pytest
 
 from metta_ray.common.errors import ConfigError
 from metta_ray.rl.progress import MetricsLog
+from metta_ray.rl.trackers import open_trackers
 
 
 def test_epochs_are_written_as_tensorboard_scalars(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = MetricsLog(tmp_path, tensorboard=True)
+    log = MetricsLog(tmp_path, trackers=open_trackers(tmp_path, "a", {}, tensorboard=True))
     log.write(1, 2048, {"agent_steps_per_second": 10.0}, {"reward": 1.5}, losses={"entropy": 0.7}, hyperparameters={})
     log.write(2, 4096, {"agent_steps_per_second": 20.0}, {"reward": 2.5}, losses={"entropy": 0.6}, hyperparameters={})
 
@@ -23,4 +24,4 @@ def test_tensorboard_that_is_not_installed_is_refused_with_the_remedy(tmp_path, 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
 
     with pytest.raises(ConfigError, match=r"metta_ray\[tensorboard\]"):
-        MetricsLog(tmp_path, tensorboard=True)
+        open_trackers(tmp_path, "a", {}, tensorboard=True)
