@@ -32,6 +32,10 @@ FILE is YAML with the same names; it changes a preset (--preset), and words of t
 Short: --env, --workers 8 or 2:16, --seed, --total-timesteps, --data-dir. --dry-run prints all settings and ends.
 Examples: deploy/runs/*.yaml."""
 
+REPLAY_HELP = """\
+Writes one self-contained HTML page with a player in it: play, scrub, follow an agent, see what it observes, holds,
+gains and expects. FILE is a replay of metta_ray or MettaGrid (versions 3 and 4), a path or a URL such as s3://…"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
@@ -92,6 +96,9 @@ def _parsed_command(words: list[str]) -> Callable[[], int]:
     return lambda: command(options)
 
 
+_Plain = argparse.RawDescriptionHelpFormatter
+
+
 class _Parser(argparse.ArgumentParser):
     """Refuses in one line, as everything else here does."""
 
@@ -143,6 +150,43 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--force", action="store_true", help="kill what is left of a run whose coordinator is gone")
     one = of_run("audit", audit, "check from the journal that every agent step is accounted for")
     one.add_argument("--json", action="store_true", help="for programs")
+
+    playing = commands.add_parser(
+        "evaluate", help="play a suite with stored policies", description="play a suite with stored policies"
+    )
+    playing.add_argument("policies", nargs="+", metavar="POLICY_URI", help="policy or run directory; random, scripted")
+    playing.add_argument(
+        "--suite", default="navigation", metavar="NAME", help="default navigation; a wrong one lists all"
+    )
+    playing.add_argument("--episodes", type=int, metavar="N", help="of each simulation; default: the suite's")
+    playing.add_argument("--against", metavar="A,B", help="more players, default random,scripted; also policies")
+    playing.add_argument("--npc", metavar="POLICY_URI", help="drives the other agents of every environment")
+    playing.add_argument(
+        "--policy-share", type=float, default=0.5, metavar="X", help="of agents, with --npc; default 0.5"
+    )
+    playing.add_argument("--selector", default="latest", help="which policy of several: latest, top, rand")
+    playing.add_argument("--seed", type=int, default=0, help="of engine and drawn actions; default 0")
+    playing.add_argument(
+        "--time-limit", type=float, metavar="S", help="seconds for each player; what is there is shown"
+    )
+    playing.add_argument("--stats-db", metavar="FILE", help="SQLite file that results are added to")
+    playing.add_argument("--replay-dir", metavar="DIR", help="where replays go; default none")
+    playing.add_argument("--threads", type=int, default=1, help="torch threads; default 1")
+    playing.add_argument("--json", metavar="FILE", help="also as JSON; - prints JSON instead of the table")
+    playing.set_defaults(command=evaluate)
+
+    watching = commands.add_parser(
+        "replay", help="look at an episode in a browser, or as text", description=REPLAY_HELP, formatter_class=_Plain
+    )
+    watching.add_argument("what", metavar="POLICY_URI|FILE", help="a policy, which plays an episode, or a replay file")
+    watching.add_argument("--out", metavar="FILE", help="the page, a path or URL; default NAME.replay.html")
+    watching.add_argument("--env", metavar="ENV", help="where a policy plays; default what it was trained on")
+    watching.add_argument("--seed", type=int, default=0, help="of the episode that a policy plays; default 0")
+    watching.add_argument("--text", action="store_true", help="characters in the terminal, or a pipe, instead")
+    watching.add_argument("--agent", type=int, default=0, metavar="N", help="whom --text follows; default 0")
+    watching.add_argument("--every", type=int, default=1, metavar="N", help="--text shows each N-th step; default 1")
+    watching.add_argument("--data-dir", metavar="DIR", help="where runs are kept; default $DATA_DIR or ./train_dir")
+    watching.set_defaults(command=replay)
 
     listing = commands.add_parser("runs", help="all runs of the store", description="all runs of the store")
     listing.add_argument("--json", action="store_true", help="for programs")
@@ -337,6 +381,69 @@ def audit(options: argparse.Namespace) -> int:
         print(
             f"\nbalanced: {result.totals['issued']:,} agent steps issued, each accounted for ({result.events:,} events)"
         )
+    return DONE
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    import contextlib
+
+    import torch
+
+    from metta_ray.common.errors import ConfigError
+    from metta_ray.eval.eval_stats_db import EvalStatsDB
+    from metta_ray.eval.evaluate_policies import evaluate_policies
+
+    for name, value in (
+        ("episodes", options.episodes),
+        ("time-limit", options.time_limit),
+        ("threads", options.threads),
+    ):
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{name} {value}: use a number above 0")
+    if not 0 < options.policy_share <= 1:
+        raise ConfigError(f"--policy-share {options.policy_share}: use a number above 0, at most 1")
+    torch.set_num_threads(options.threads)
+    with contextlib.ExitStack() as stack:
+        stats_db = stack.enter_context(EvalStatsDB(options.stats_db)) if options.stats_db else None
+        table = evaluate_policies(
+            options.policies,
+            options.suite,
+            against=None if options.against is None else [name for name in options.against.split(",") if name],
+            episodes=options.episodes,
+            seed=options.seed,
+            time_limit_s=options.time_limit,
+            npc=options.npc,
+            policy_agents_pct=options.policy_share,
+            stats_db=stats_db,
+            replay_dir=options.replay_dir,
+            selector=options.selector,
+            on_played=lambda label, seconds: print(f"{label}: {seconds:.0f} s", file=sys.stderr),
+        )
+    if options.json == "-":
+        print(json.dumps(table.to_json()))
+        return DONE
+    print(table.text())
+    if options.json:
+        Path(options.json).write_text(json.dumps(table.to_json(), indent=1) + "\n")
+    return DONE
+
+
+def replay(options: argparse.Namespace) -> int:
+    from metta_ray.report.commands import show_replay
+    from metta_ray.service.run_config import data_directory
+
+    page = show_replay(
+        options.what,
+        out=options.out,
+        text_to=sys.stdout if options.text else None,
+        env=options.env,
+        seed=options.seed,
+        agent=options.agent,
+        every=options.every,
+        data_dir=data_directory(options.data_dir, os.environ),
+    )
+    if page is not None:
+        print(page)
     return DONE
 
 

@@ -1,6 +1,7 @@
 """Results of evaluations in one SQLite file.
 
-Tables as in Metta's statistics: ``simulations`` (one policy in one environment), ``episodes``,
+Tables as in Metta's statistics: ``policies`` (with the run they are of), ``simulations`` (one policy in one
+environment; ``settings`` is JSON, only results of the same settings can be compared), ``episodes``,
 ``episode_attributes``, ``agent_groups`` (0: the policy under evaluation, 1: others), ``agent_metrics``,
 ``agent_policies``. Two views join them per policy. Several processes may write at once (write-ahead log, one
 transaction per simulation); files of several machines are brought together with ``merge``.
@@ -21,15 +22,25 @@ from typing import Any
 from metta_ray.common.errors import StatsDBError
 from metta_ray.sim.results import SCORE, PlayedEpisode, PolicyKey, SimulationResult, SuiteResult
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_S = 60.0
-TABLES = ("simulations", "episodes", "episode_attributes", "agent_groups", "agent_metrics", "agent_policies")
+TABLES = (
+    *("policies", "simulations", "episodes", "episode_attributes"),
+    *("agent_groups", "agent_metrics", "agent_policies"),
+)
 
-_SCHEMA = """
+_POLICIES = """
+CREATE TABLE policies (
+    policy_key TEXT NOT NULL, policy_version INTEGER NOT NULL, run TEXT NOT NULL, agent_step INTEGER,
+    PRIMARY KEY (policy_key, policy_version)
+) STRICT;
+"""
+_SCHEMA = f"""{_POLICIES}
 CREATE TABLE simulations (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, category TEXT NOT NULL, short_name TEXT NOT NULL,
     suite TEXT NOT NULL, env TEXT NOT NULL, policy_key TEXT NOT NULL, policy_version INTEGER NOT NULL,
-    created_at REAL NOT NULL, finished_at REAL NOT NULL, incomplete_episodes INTEGER NOT NULL
+    created_at REAL NOT NULL, finished_at REAL NOT NULL, incomplete_episodes INTEGER NOT NULL,
+    settings TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE episodes (
     id TEXT PRIMARY KEY, step_count INTEGER NOT NULL, created_at REAL NOT NULL, completed_at REAL NOT NULL,
@@ -102,20 +113,38 @@ class EvalStatsDB:
                 raise StatsDBError(f"{self.path} is an SQLite file of something else; choose another path")
             else:
                 (version,) = self._db.execute("SELECT version FROM schema_version").fetchone()
+                if version == 1:
+                    version = self._migrate_from_1()
                 if version != SCHEMA_VERSION:
                     raise StatsDBError(
                         f"{self.path} has schema version {version}, this version of metta_ray reads "
                         f"{SCHEMA_VERSION}; move the file away to start a new one"
                     )
 
+    def _migrate_from_1(self) -> int:
+        for statement in _statements(_POLICIES):
+            self._db.execute(statement)
+        self._db.execute("ALTER TABLE simulations ADD COLUMN settings TEXT NOT NULL DEFAULT ''")
+        known = "SELECT DISTINCT policy_key, policy_version FROM agent_policies"
+        for policy in self._db.execute(known).fetchall():
+            self._note_policy(PolicyKey(*policy))
+        self._db.execute("UPDATE schema_version SET version = ?", (SCHEMA_VERSION,))
+        return SCHEMA_VERSION
+
     # ---- writing ----
 
-    def record(self, result: SimulationResult) -> str:
-        """Stores a simulation with its episodes, all or nothing; returns its id."""
-        simulation_id = uuid.uuid4().hex
+    def record(self, result: SimulationResult, simulation_id: str | None = None) -> str:
+        """Stores a simulation with its episodes, all or nothing; returns its id.
+
+        simulation_id: where the caller may try again, so that the result is stored once.
+        """
+        simulation_id = simulation_id or uuid.uuid4().hex
         with self._transaction():
+            if self._db.execute("SELECT 1 FROM simulations WHERE id = ?", (simulation_id,)).fetchone():
+                return simulation_id
+            self._note_policy(result.policy)
             self._db.execute(
-                "INSERT INTO simulations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO simulations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     simulation_id,
                     result.name,
@@ -127,11 +156,23 @@ class EvalStatsDB:
                     result.started_at,
                     result.started_at + result.elapsed_s,
                     result.incomplete,
+                    result.settings,
                 ),
             )
             for episode in result.episodes:
                 self._insert_episode(simulation_id, episode, result.policy)
         return simulation_id
+
+    def record_policy(self, policy: PolicyKey, agent_step: int) -> None:
+        """What a curve over training needs to know of a policy beside its version."""
+        with self._transaction():
+            self._note_policy(policy)
+            self._db.execute(
+                "UPDATE policies SET agent_step = ? WHERE policy_key = ? AND policy_version = ?", (agent_step, *policy)
+            )
+
+    def _note_policy(self, policy: PolicyKey) -> None:
+        self._db.execute("INSERT OR IGNORE INTO policies VALUES (?, ?, ?, NULL)", (*policy, run_of(policy.uri)))
 
     def record_suite(self, result: SuiteResult) -> list[str]:
         return [self.record(simulation) for simulation in result.simulations]
@@ -161,6 +202,8 @@ class EvalStatsDB:
             [(episode.id, *item) for item in attributes.items()],
         )
         policies = list(enumerate(episode.agent_policies))
+        for policy in set(episode.agent_policies):
+            self._note_policy(policy)
         put(
             "INSERT INTO agent_groups VALUES (?, ?, ?)",
             [(episode.id, 0 if policy == candidate else 1, agent) for agent, policy in policies],
@@ -267,6 +310,13 @@ class EvalStatsDB:
         names = [column[0] for column in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
+    @classmethod
+    def existing(cls, path: str | Path) -> EvalStatsDB:
+        """Opens a file that must be there already. StatsDBError where it is not."""
+        if not Path(path).is_file():
+            raise StatsDBError(f"no evaluations in {path}: the file does not exist; play some with metta-ray evaluate")
+        return cls(path)
+
     def close(self) -> None:
         self._db.close()
 
@@ -286,6 +336,12 @@ class EvalStatsDB:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+def run_of(uri: str) -> str:
+    """``file:///data/first/checkpoints/model_0012`` → ``first``; names such as ``random`` are their own run."""
+    place, slash, _ = uri.removeprefix("file://").rstrip("/").rpartition("/")
+    return (place.removesuffix("/checkpoints").rpartition("/")[2] or uri) if slash else uri
 
 
 def _where(policy: PolicyKey, category: str | None, simulation: str | None) -> tuple[str, tuple[Any, ...]]:

@@ -27,6 +27,7 @@ from metta_ray.sim.players import Player, PolicyPlayer, RandomPlayer, ScriptedPl
 from metta_ray.sim.results import REWARD, Estimate, PlayedEpisode, SimulationResult
 from metta_ray.sim.simulation import Simulation
 from metta_ray.sim.simulation_config import SingleEnvSimulationConfig
+from metta_ray.sim.statistics import Interval, bootstrap, mean
 
 NAME = "navigation/held_out"
 MAX_STEPS = 999
@@ -38,31 +39,35 @@ GROUPS = ("all", *STYLES, MIXED, *reversed(SIZES), *_BINS)
 
 @dataclass(frozen=True)
 class HeldOutResult:
-    """What one player got. hearts: per agent, by group of maps; the error is over maps.
+    """What one player got. hearts: per agent, by group of maps; errors and intervals are over maps.
     share: hearts / altars, by group. seconds: wall time."""
 
     player: str
     hearts: dict[str, Estimate]
+    intervals: dict[str, Interval]
     share: dict[str, float]
     seconds: float
 
     @classmethod
     def of(cls, player: str, result: SimulationResult) -> HeldOutResult:
         hearts: dict[str, Estimate] = {}
+        intervals: dict[str, Interval] = {}
         share: dict[str, float] = {}
         for group in GROUPS:
             episodes = [episode for episode in result.episodes if group in _groups_of(episode)]
             if episodes:
                 gathered = [_hearts(episode) for episode in episodes]
                 hearts[group] = Estimate.of(gathered)
+                intervals[group] = bootstrap([np.array(gathered)[:, None]], mean())
                 share[group] = sum(gathered) / sum(_altars(episode) for episode in episodes)
-        return cls(player, hearts, share, result.elapsed_s)
+        return cls(player, hearts, intervals, share, result.elapsed_s)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "player": self.player,
             "hearts": {group: estimate.mean for group, estimate in self.hearts.items()},
             "standard_error": {group: estimate.standard_error for group, estimate in self.hearts.items()},
+            "interval": {group: interval.to_json() for group, interval in self.intervals.items()},
             "share": self.share,
             "seconds": self.seconds,
         }
@@ -87,7 +92,8 @@ def table(results: list[HeldOutResult]) -> str:
     for group in groups:
         cells = [f"{result.hearts[group].mean:.2f} ({result.share[group]:.0%})" for result in results]
         rows.append([group, *cells])
-    rows.append(["standard error", *(f"{result.hearts['all'].standard_error:.2f}" for result in results)])
+    ends = [result.intervals["all"] for result in results]
+    rows.append(["95 % interval of all", *(f"[{one.low:.2f}, {one.high:.2f}]" for one in ends)])
     rows.append(["seconds", *(f"{result.seconds:.0f}" for result in results)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(

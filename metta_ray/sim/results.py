@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metta_ray.sim.statistics import Interval, bootstrap, mean
+
 REWARD = "reward"
 SCORE = "score"
 
@@ -66,7 +68,8 @@ class PlayedEpisode:
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """One policy in one environment. incomplete: episodes cut off by the time limit, without a record."""
+    """One policy in one environment. incomplete: episodes cut off by the time limit, without a record.
+    settings: JSON; only results of the same settings can be compared."""
 
     suite: str
     name: str
@@ -76,6 +79,7 @@ class SimulationResult:
     incomplete: int
     started_at: float
     elapsed_s: float
+    settings: str = ""
 
     @property
     def category(self) -> str:
@@ -99,6 +103,11 @@ class SimulationResult:
     @property
     def score(self) -> Estimate:
         return Estimate.of(episode.score for episode in self.episodes)
+
+    @property
+    def score_interval(self) -> Interval:
+        """The mean score with the interval that tables show."""
+        return bootstrap([np.array([[episode.score] for episode in self.episodes])], mean())
 
     @property
     def replay_paths(self) -> list[str]:
@@ -153,7 +162,7 @@ class SuiteResult:
         rows = [header]
         for index, sim in enumerate(self.simulations):
             missing = f" (+{sim.incomplete} cut off)" if sim.incomplete else ""
-            cells = [sim.name, f"{len(sim.episodes)}{missing}", f"{sim.returns.mean:.3f}", str(sim.score)]
+            cells = [sim.name, f"{len(sim.episodes)}{missing}", f"{sim.returns.mean:.3f}", str(sim.score_interval)]
             rows.append(cells + [f"{other.simulations[index].returns.mean:.3f}" for other in others])
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -11,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import json
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +28,10 @@ from numpy.typing import NDArray
 from metta_ray.common.errors import ConfigError
 from metta_ray.envs.env_batch import EnvBatch, SeedRoot
 from metta_ray.envs.env_spec import EnvSpec
-from metta_ray.envs.registry import EnvFactory, resolve_env
-from metta_ray.envs.tasks import EpisodeResult
+from metta_ray.envs.registry import EnvFactory, MettaGridFactory, resolve_env
+from metta_ray.envs.tasks import EpisodeResult, TaskTable
+from metta_ray.mettagrid.held_out import fixed_table
+from metta_ray.mettagrid.task_spec import TaskSpec
 from metta_ray.sim.players import Acting, Player
 from metta_ray.sim.replay import SUFFIX, ReplayRecorder
 from metta_ray.sim.results import REWARD, PlayedEpisode, PolicyKey, SimulationResult
@@ -68,15 +73,15 @@ class Simulation:
         self.seed = _seed_of(name, seed)
         self.replay_dir = Path(replay_dir) if replay_dir is not None else None
         self.num_envs = min(config.num_episodes, max_envs)
-        self._factory = factory if factory is not None else env_factory(config)
+        self._factory = factory if factory is not None else env_factory(config, self.num_envs)
         self._clock = clock
 
     @property
     def spec(self) -> EnvSpec:
         return self._factory.spec()
 
-    def run(self, player: Player, npc: Player | None = None) -> SimulationResult:
-        """Plays until every quota is met or the time is up.
+    def run(self, player: Player, npc: Player | None = None, time_limit_s: float = math.inf) -> SimulationResult:
+        """Plays until every quota is met or the time is up: that of the configuration or ``time_limit_s``.
 
         npc: drives the agents that ``config.policy_agents_pct`` leaves to it. Raises ConfigError where it is
         needed and missing, PolicyMismatchError where a policy does not fit, EnvironmentFault where the
@@ -86,11 +91,12 @@ class Simulation:
             if one is not None:
                 one.check_fits(self.spec)
         started_at, start = time.time(), self._clock()
+        limit_s = min(self.config.max_time_s, time_limit_s)
         batch = self._factory.as_evaluated().build(self.num_envs)
         try:
             with _own_randomness(self.seed):
                 batch.reset(SeedRoot(self.seed))
-                episodes = self._play(batch, player, npc, deadline=start + self.config.max_time_s)
+                episodes = self._play(batch, player, npc, deadline=start + limit_s)
         finally:
             batch.close()
         return SimulationResult(
@@ -102,6 +108,7 @@ class Simulation:
             incomplete=self.config.num_episodes - len(episodes),
             started_at=started_at,
             elapsed_s=self._clock() - start,
+            settings=settings_text(self.config),
         )
 
     def _play(self, batch: EnvBatch, player: Player, npc: Player | None, deadline: float) -> list[PlayedEpisode]:
@@ -228,19 +235,43 @@ def _expected(acting: list[Acting], rows: tuple[NDArray[np.int64], ...], agents:
     return values
 
 
+def settings_text(config: SingleEnvSimulationConfig) -> str:
+    """What results must share to be compared, as JSON: not how many episodes there are and how long they may take."""
+    settings = config.model_dump(mode="json", exclude={"num_episodes", "max_time_s"})
+    return json.dumps(settings, sort_keys=True)
+
+
 def quotas(num_episodes: int, num_envs: int) -> list[int]:
     """Episodes of each environment, as even as possible: ``quotas(5, 3) == [2, 2, 1]``."""
     return [num_episodes // num_envs + (env < num_episodes % num_envs) for env in range(num_envs)]
 
 
-def env_factory(config: SingleEnvSimulationConfig) -> EnvFactory:
+def env_factory(config: SingleEnvSimulationConfig, num_envs: int) -> EnvFactory:
     """The environment of a simulation with its overrides. ConfigError for an unknown one.
 
     A path such as ``/env/mettagrid/curriculum/navigation/bucketed`` means the tasks of that curriculum, drawn
     as a fresh one would.
     """
     is_path = config.env.startswith("/")
-    return resolve_env(f"mettagrid:{config.env}" if is_path else config.env, **config.env_overrides)
+    factory = resolve_env(f"mettagrid:{config.env}" if is_path else config.env, **config.env_overrides)
+    if config.fixed_maps is None:
+        return factory
+    if not isinstance(factory, MettaGridFactory):
+        raise ConfigError(
+            f"fixed_maps={config.fixed_maps} of {config.env}: only MettaGrid has seeded maps; leave it out"
+        )
+    return replace(factory, table=_fixed_table(factory, config, num_envs))
+
+
+def _fixed_table(factory: MettaGridFactory, config: SingleEnvSimulationConfig, num_envs: int) -> TaskTable:
+    """The task of a single-task environment on one map for each episode."""
+    templates = factory.curriculum().task_table().templates
+    if len(templates) > 1:
+        raise ConfigError(f"fixed_maps of {config.env}: it has {len(templates)} tasks; choose an environment of one")
+    task: TaskSpec = templates[0].draw(np.random.default_rng(0))
+    words = tuple(config.fixed_maps or ())
+    maps = [task.model_copy(update={"map_seed": (*words, number)}) for number in range(config.num_episodes)]
+    return fixed_table(maps, num_envs)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from metta_ray.common.util.typed_config import StrictModel
 
@@ -18,7 +18,8 @@ class SimulationConfig(StrictModel):
         default_factory=dict, description="settings of the environment that replace its own"
     )
     npc_policy_uri: str | None = Field(
-        default=None, description="policy of the agents that the policy under evaluation does not drive"
+        default=None,
+        description="policy of the agents that the policy under evaluation does not drive; or random, or scripted",
     )
     policy_agents_pct: float = Field(
         default=1.0,
@@ -42,6 +43,11 @@ class SingleEnvSimulationConfig(SimulationConfig):
     curriculum, whose tasks are then drawn with equal probability."""
 
     env: str = Field(min_length=1)
+    fixed_maps: list[NonNegativeInt] | None = Field(
+        default=None,
+        description="MettaGrid: words that seed the maps, one for each episode and always the same; else maps are "
+        "drawn from the simulation's seed",
+    )
 
 
 class SimulationSuiteConfig(SimulationConfig):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +14,7 @@ from torch import nn
 from metta_ray.agent.policy_record import PolicyRecord
 from metta_ray.agent.policy_store import PolicyStore
 from metta_ray.common.errors import ConfigError, PolicyMismatchError
-from metta_ray.sim.players import Player, PolicyPlayer, as_player
+from metta_ray.sim.players import Player, as_player, named_player
 from metta_ray.sim.results import SimulationResult, SuiteResult
 from metta_ray.sim.simulation import MAX_ENVS, Simulation
 from metta_ray.sim.simulation_config import SimulationSuiteConfig, SingleEnvSimulationConfig
@@ -57,8 +60,18 @@ class SimulationSuite:
             for name, simulation in config.simulations.items()
         ]
 
-    def run(self, policy: nn.Module | PolicyRecord | Player, stats_db: StatsSink | None = None) -> SuiteResult:
+    def run(
+        self,
+        policy: nn.Module | PolicyRecord | Player,
+        stats_db: StatsSink | None = None,
+        *,
+        time_limit_s: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> SuiteResult:
         """Plays all simulations, one after the other; each is stored in ``stats_db`` as soon as it is done.
+
+        time_limit_s: wall seconds for all of them; what has not ended by then is missing from the results, which say
+            how many episodes that are.
 
         A simulation whose NPC policy does not fit its environment is left out with a warning; if none remains
         that is a PolicyMismatchError. Every other error is raised.
@@ -66,6 +79,7 @@ class SimulationSuite:
         player = as_player(policy)
         for simulation in self.simulations:
             player.check_fits(simulation.spec)
+        deadline = clock() + time_limit_s
         results: list[SimulationResult] = []
         for simulation in self.simulations:
             try:
@@ -73,17 +87,16 @@ class SimulationSuite:
             except PolicyMismatchError as error:
                 logger.warning("simulation %s is left out: its NPC policy does not fit: %s", simulation.name, error)
                 continue
-            result = simulation.run(player, npc)
+            result = simulation.run(player, npc, max(deadline - clock(), 0.0))
             results.append(result)
             if stats_db is not None:
                 stats_db.record(result)
             if result.incomplete:
                 logger.warning(
-                    "simulation %s: %d of %d episodes were cut off by max_time_s=%g",
+                    "simulation %s: %d of %d episodes were cut off by the time limit",
                     simulation.name,
                     result.incomplete,
                     simulation.config.num_episodes,
-                    simulation.config.max_time_s,
                 )
         if self.simulations and not results:
             raise PolicyMismatchError(
@@ -98,7 +111,7 @@ class SimulationSuite:
         if uri is None or simulation.config.policy_agents_pct == 1.0:
             return None
         store = self._policy_store or PolicyStore()
-        npc = PolicyPlayer(store.policy_record(uri))
+        npc = named_player(uri, store)
         npc.check_fits(simulation.spec)
         return npc
 
