@@ -27,6 +27,7 @@ from metta_ray.mettagrid import tasks
 from metta_ray.mettagrid.held_out import fixed_table
 from metta_ray.mettagrid.mettagrid_env import MettaGridBatch
 from metta_ray.mettagrid.task_spec import TERRAINS, TaskSpec
+from metta_ray.mettagrid.terrain import CELLS
 
 ROUND_STEPS = 100
 WORKER_ROUND_STEPS = 300
@@ -104,6 +105,7 @@ def floor_of(workload: Workload, batch: MettaGridBatch) -> Floor:
     make_game = {"navigation": navigation_game, "arena": arena_game}[workload.name]
     return Floor(
         make_game(workload.agents, max_steps),
+        CELLS,
         [grids[env :: workload.num_envs] for env in range(workload.num_envs)],
         np.array([episode.end for episode in batch.episodes]),
         max_steps,

@@ -2,8 +2,8 @@
 
 A raw loop over engine worlds that share one slab. At an episode's end it constructs and binds the next world
 from a grid that was made before the clock started. No seeds, no statistics, no scores, no final observations,
-no fault handling: what any environment layer must do at least. It shares no code with ours, except that the
-grids come from our generator, so both play the same maps.
+no fault handling: what any environment layer must do at least. It imports nothing of this package; maps are handed
+over, so that both sides play the same ones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 
 os.environ.setdefault("METTAGRID_LOG_LEVEL", "WARNING")
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from mettagrid.config.tag import typeTag
 from mettagrid.mettagrid_c import MettaGrid
 from numpy.typing import NDArray
 
-from metta_ray.mettagrid.terrain import CELLS, Grid
+Grid = NDArray[np.uint8]
 
 _TOKENS = 256
 _WINDOW = 11
@@ -48,16 +48,22 @@ _COOLDOWN = 10
 class Floor:
     """``num_envs`` worlds of ``agents`` agents.
 
+    cells: name of each code that a map is made of.
     grids: each world's maps in order; every world takes the next of its own list, around the end.
     first_ends: step at which each world's first episode ends; later ones last ``max_steps``.
     """
 
     def __init__(
-        self, game: GameConfig, grids: list[list[Grid]], first_ends: NDArray[np.int64], max_steps: int
+        self,
+        game: GameConfig,
+        cells: Sequence[str],
+        grids: list[list[Grid]],
+        first_ends: NDArray[np.int64],
+        max_steps: int,
     ) -> None:
         num_envs, agents = len(grids), game.num_agents
         self._config, renames = convert_to_cpp_game_config(game)
-        names = np.array(CELLS, dtype=object)
+        names = np.array(cells, dtype=object)
         self._maps = [[rename_map_agents(names[grid].tolist(), renames) for grid in row] for row in grids]
         rows = num_envs * agents
         self.obs = np.full((rows, _TOKENS, 3), 255, np.uint8)

@@ -1,4 +1,4 @@
-"""What a measurement was taken on: without it a rate means nothing."""
+"""What a measurement was taken on: without it a rate means nothing. Needs no package, for bare machines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 PACKAGES = ("mettagrid", "numpy", "scipy", "torch", "ray", "gymnasium")
 
 
@@ -18,7 +16,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},

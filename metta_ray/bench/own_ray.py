@@ -43,7 +43,7 @@ def in_own_ray(function: str, arguments: Mapping[str, Any], *, num_cpus: int, ti
         except subprocess.TimeoutExpired:
             raise UsageError(f"{function} did not end within {timeout_s:.0f} s") from None
         finally:
-            _end_session(process.pid)
+            end_session(process.pid)
         if not answer.exists():
             raise UsageError(f"{function} failed:\n{output.decode(errors='replace')[-2000:]}")
         return json.loads(answer.read_text())
@@ -62,7 +62,8 @@ def main(task: str) -> None:
     Path(answer).write_text(json.dumps(result))
 
 
-def _end_session(session: int) -> None:
+def end_session(session: int) -> None:
+    """Kills every process of a session that a benchmark started."""
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if os.getsid(process.pid) == session:
