@@ -40,8 +40,8 @@ class Interval(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def to_json(self) -> dict[str, float | None]:
-        """NaN is no JSON."""
-        return {name: None if math.isnan(number) else number for name, number in self._asdict().items()}
+        """What is not finite is no JSON, and no number to show."""
+        return {name: number if math.isfinite(number) else None for name, number in self._asdict().items()}
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan)

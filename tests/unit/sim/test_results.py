@@ -100,4 +100,4 @@ def test_the_table_has_a_line_per_simulation_and_a_column_per_reference():
     lines = ours.table(references=[ours]).splitlines()
 
     assert lines[0].split() == ["simulation", "episodes", "mean", "return", "score", "file:///p"]
-    assert lines[1].split() == ["nav/a", "2", "3.000", "0.500", "±", "0.250", "3.000"]
+    assert lines[1].split() == ["nav/a", "2", "3.000", "0.500", "[0.250,", "0.750]", "3.000"]
