@@ -3,7 +3,7 @@
 config.yaml        settings, versions, revision
 metrics.jsonl      one line per epoch
 events.jsonl       one line per event: {"at": unix seconds, "kind": …, "text": …}
-curriculum.jsonl   now and then: {"epoch": n, "agent_step": n, "tasks": {task id: {"probability": p, …}}}
+curriculum.jsonl   now and then: see ``metta_ray.rl.curriculum_log``
 journal.log        the ledger
 checkpoints/*      policy.json, scores.json
 stats/*.sqlite     evaluations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ import yaml
 from metta_ray.common.errors import ConfigError, JournalError, StatsDBError
 from metta_ray.common.util import places
 from metta_ray.report.evaluations import Evaluation, read_evaluations
+from metta_ray.rl.curriculum_log import CURRICULUM_FILE
+from metta_ray.service.announcer import EVENTS_FILE
 from metta_ray.service.audit import JOURNAL, audit_run
 
-CONFIG, METRICS, EVENTS, CURRICULUM = "config.yaml", "metrics.jsonl", "events.jsonl", "curriculum.jsonl"
-FILES = (CONFIG, METRICS, EVENTS, CURRICULUM, JOURNAL, "checkpoints/*.json", "stats/*")
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+FILES = (CONFIG, METRICS, EVENTS_FILE, CURRICULUM_FILE, JOURNAL, "checkpoints/*.json", "stats/*")
 """What the page reads of a directory."""
 POINTS = 1000
 """A longer run's epochs are averaged, so many points at most."""
@@ -112,8 +115,8 @@ def _read(name: str, place: str, directory: Path) -> RunData:
         epochs=len(lines),
         epochs_per_point=-(-len(lines) // POINTS),
         config=_config(directory / CONFIG, notes),
-        events=_events(directory / EVENTS, lines, notes),
-        heat=_recorded_heat(directory / CURRICULUM, notes) or _played_heat(lines),
+        events=_events(directory / EVENTS_FILE, lines, notes),
+        heat=_recorded_heat(directory / CURRICULUM_FILE, notes) or _played_heat(lines),
         staleness=_staleness(lines),
         ledger=ledger,
         workers=workers,
@@ -227,7 +230,7 @@ def _step_at(at: float, times: list[tuple[float, float]]) -> float | None:
         return None
     if at <= times[0][0]:
         return 0.0
-    for (before, step), (after, next_step) in zip(times, times[1:], strict=False):
+    for (before, step), (after, next_step) in pairwise(times):
         if at <= after:
             part = (at - before) / (after - before) if after > before else 1.0
             return step + part * (next_step - step)
@@ -238,16 +241,16 @@ def _step_at(at: float, times: list[tuple[float, float]]) -> float | None:
 
 
 def _recorded_heat(path: Path, notes: list[str]) -> Heat | None:
-    lines = [line for line in _json_lines(path, notes) if isinstance(line.get("tasks"), dict) and "agent_step" in line]
+    told = [line for line in _json_lines(path, notes) if isinstance(line.get("tasks"), dict)]
+    lines = _spread(_last_of_each_epoch(told), HEAT_COLUMNS)
     if not lines:
         return None
-    lines = _spread(lines, HEAT_COLUMNS)
     shares = [{task: _probability(row) for task, row in line["tasks"].items()} for line in lines]
     return _heat([float(line["agent_step"]) for line in lines], shares, is_recorded=True)
 
 
 def _probability(row: Any) -> float | None:
-    return _number(row.get("probability")) if isinstance(row, Mapping) else _number(row)
+    return _number(row[0]) if isinstance(row, list) and row else None
 
 
 def _played_heat(lines: list[dict[str, Any]]) -> Heat | None:
@@ -348,7 +351,7 @@ def _checkpoints(folder: Path) -> list[Checkpoint]:
                     epoch=int(metadata.get("epoch", 0)),
                     agent_step=int(metadata.get("agent_step", 0)),
                     written=file.stat().st_mtime,
-                    bytes=sum(other.stat().st_size for other in file.parent.iterdir()),
+                    bytes=_size(file.parent),
                     score=_score(file.parent / "scores.json"),
                     is_final=bool(metadata.get("final")),
                 )
@@ -356,6 +359,15 @@ def _checkpoints(folder: Path) -> list[Checkpoint]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # being written, or damaged: training itself says so
     return sorted(found, key=lambda checkpoint: checkpoint.epoch)
+
+
+def _size(checkpoint: Path) -> int:
+    """Of all its files, as its manifest says: of a run in an object store not all of them are here."""
+    try:
+        listed = json.loads((checkpoint / "manifest.json").read_text())["files"]
+        return sum(int(file["size"]) for file in listed.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return sum(file.stat().st_size for file in checkpoint.iterdir())
 
 
 def _score(path: Path) -> float | None:

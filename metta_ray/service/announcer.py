@@ -5,10 +5,12 @@ Written by the pipeline's thread, read by the threads in which Ray calls the coo
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections import Counter, deque
+from pathlib import Path
 from typing import Any
 
 from metta_ray.common.errors import StateStoreError
@@ -18,6 +20,7 @@ from metta_ray.state.records import EventRecord, RunRecord
 
 logger = logging.getLogger(__name__)
 
+EVENTS_FILE = "events.jsonl"
 KEPT_LINES = 5000
 KEPT_EVENTS = 200
 TOLD = {"ready": 0, "left": 0, "dropped": 5}
@@ -28,6 +31,7 @@ class Announcer:
     """state: of the run. message: why it failed. result: what came of it, once it has ended.
 
     store: where events and the run's record are kept, once it is open; a run trains without one too.
+    events_file: where events are kept in the run's directory, once there is one, one JSON object per line.
     """
 
     def __init__(self, run: str) -> None:
@@ -35,6 +39,7 @@ class Announcer:
         self.message = ""
         self.result: dict[str, Any] = {}
         self.store: StateStore | None = None
+        self.events_file: Path | None = None
         self._run = run
         self._news = threading.Condition()
         self._lines: deque[dict[str, Any]] = deque(maxlen=KEPT_LINES)
@@ -82,11 +87,17 @@ class Announcer:
             self.note(text)
         elif self._counts[kind] == most + 1 > 1:
             self.note(f"further events of the kind {kind!r} are only counted: see metta-ray status {self._run}")
-        if self.store is not None:
-            try:
-                self.store.add_event(EventRecord(self._run, time.time(), kind, text))
-            except StateStoreError as error:
-                logger.warning("event not stored: %s", error)
+        self._keep(EventRecord(self._run, time.time(), kind, text))
+
+    def _keep(self, event: EventRecord) -> None:
+        try:
+            if self.events_file is not None:
+                with self.events_file.open("a") as file:
+                    file.write(json.dumps({"at": event.at, "kind": event.kind, "text": event.text}) + "\n")
+            if self.store is not None:
+                self.store.add_event(event)
+        except (OSError, StateStoreError) as error:
+            logger.warning("event not stored: %s", error)
 
     def put_record(self, record: RunRecord) -> None:
         if self.store is not None:

@@ -24,11 +24,12 @@ from metta_ray.common.errors import ConfigError, LearnersLost, MettaRayError, Ru
 from metta_ray.common.util import fs
 from metta_ray.control.run_state import RunState
 from metta_ray.control.schedule import is_due
+from metta_ray.rl.curriculum_log import CurriculumLog
 from metta_ray.rl.progress import MetricsLog
 from metta_ray.rl.run_directories import package_versions, save_experiment_config, setup_run_directories
 from metta_ray.rl.trackers import open_trackers
 from metta_ray.rl.vecenv import training_factory
-from metta_ray.service.announcer import Announcer
+from metta_ray.service.announcer import EVENTS_FILE, Announcer
 from metta_ray.service.books import Books
 from metta_ray.service.causes import failure_of
 from metta_ray.service.checkpointer import Newest
@@ -175,6 +176,7 @@ class Coordinator:
         dirs = self._dirs = setup_run_directories(self.run, self._session["data_dir"])
         logging.getLogger("metta_ray").setLevel(logging.INFO)
         keep_log(dirs.run_dir)
+        self._announcer.events_file = Path(dirs.run_dir) / EVENTS_FILE
         trainer = self._config.trainer
         self._config = self._config.model_copy(update={"trainer": trainer.in_run_dir(dirs.run_dir)})
         self._checkpoint_dir = self._config.trainer.checkpoint.checkpoint_dir
@@ -193,6 +195,7 @@ class Coordinator:
             wandb=self._config.wandb,
         )
         self._log = MetricsLog(dirs.run_dir, trackers=self._trackers)
+        self._curriculum_log = CurriculumLog(dirs.run_dir, trainer.total_timesteps)
         self._worker_snapshots: dict[int, Any] = {}
         parts = self._parts = build_parts(
             self.run,
@@ -345,12 +348,14 @@ class Coordinator:
 
     def _write_metrics(self, record: dict[str, Any]) -> None:
         speed = {
+            "time": time.time(),
             "agent_steps_per_second": record["agent_steps_per_second"],
             "efficiency": record["efficiency"],
             "epoch_seconds": record["epoch_seconds"],
             "update_seconds": record["update_seconds"],
             "staleness/mean": record["staleness"]["mean"],
             "staleness/max": record["staleness"]["max"],
+            **{f"staleness/count/{lag}": fragments for lag, fragments in record["staleness"]["histogram"].items()},
             "workers/wanted": self._count.wanted,
             "workers/ready": len(self._pool.ready),
             **{f"share/{name}": value for name, value in record["shares"].items()},
@@ -364,6 +369,8 @@ class Coordinator:
                 losses=record["losses"],
                 hyperparameters=record["hyperparameters"],
             )
+            if self._books.curriculum is not None:
+                self._curriculum_log.note(record["epoch"], record["agent_step"], self._books.curriculum)
         except OSError as error:
             self._announcer.event("metrics", f"metrics of epoch {record['epoch']} were not written: {error}")
 

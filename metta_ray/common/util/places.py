@@ -5,9 +5,10 @@ A place is ``/data/runs/nav``, ``file:///data/runs/nav`` or ``s3://bucket/runs/n
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,15 @@ def as_directory(place: str | Path, patterns: Sequence[str]) -> Iterator[Path]:
                 target = Path(temporary) / inside
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(store.cat_file(file))
+                _keep_time(store, file, target)
         yield Path(temporary)
+
+
+def _keep_time(store: Any, file: str, target: Path) -> None:
+    """When a file was written says when a checkpoint was made; not every store knows."""
+    with suppress(NotImplementedError, OSError):
+        written = store.modified(file).timestamp()
+        os.utime(target, (written, written))
 
 
 def _store_of(place: str) -> tuple[Any, str]:

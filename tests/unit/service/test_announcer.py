@@ -1,0 +1,33 @@
+"""What a run says is kept in its directory too."""
+
+import json
+import logging
+
+from metta_ray.service.announcer import EVENTS_FILE, Announcer
+
+
+def test_events_are_kept_in_the_runs_directory_once_there_is_one(tmp_path):
+    announcer = Announcer("r")
+    announcer.event("early", "before there is a directory")
+    announcer.events_file = tmp_path / EVENTS_FILE
+
+    announcer.event("crash", "rollout-0 died\nwith a traceback")
+    announcer.event("resize", "2 workers wanted")
+
+    lines = [json.loads(line) for line in announcer.events_file.read_text().splitlines()]
+    assert [(line["kind"], line["text"]) for line in lines] == [
+        ("crash", "rollout-0 died\nwith a traceback"),
+        ("resize", "2 workers wanted"),
+    ]
+    assert lines[0]["at"] <= lines[1]["at"]
+
+
+def test_a_disk_that_does_not_take_them_is_a_warning(tmp_path, caplog):
+    announcer = Announcer("r")
+    announcer.events_file = tmp_path / "missing" / EVENTS_FILE
+
+    with caplog.at_level(logging.WARNING):
+        announcer.event("crash", "rollout-0 died")
+
+    assert "event not stored" in caplog.text
+    assert "rollout-0 died" in announcer.events[-1]
