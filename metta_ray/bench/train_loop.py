@@ -111,7 +111,7 @@ class Loop:
         """Agent steps per second of all ranks, for each epoch; every rank does the same number."""
         rates: list[float] = []
         began = time.perf_counter()
-        while len(rates) < MIN_EPOCHS or sum_over_ranks(int(time.perf_counter() - began < seconds)):
+        while self.total(int(len(rates) < MIN_EPOCHS or time.perf_counter() - began < seconds)):
             epoch_began = time.perf_counter()
             steps = self.run_epoch()
             rates.append(steps / (time.perf_counter() - epoch_began))
@@ -122,7 +122,7 @@ class Loop:
         self.experience.reset_for_rollout()
         while not self.experience.ready_for_training:
             steps += perform_rollout_step(self.policy, self.vecenv, self.experience, "cpu", self.timer)[0]
-        steps = sum_over_ranks(steps)
+        steps = self.total(steps)
         self.agent_step += steps
         update.update_policy(
             self.policy,
@@ -138,6 +138,10 @@ class Loop:
         )
         self.epoch += 1
         return steps
+
+    def total(self, count: int) -> int:
+        """Over all ranks; waits for them."""
+        return sum_over_ranks(count)
 
     def profile(self, epochs: int = 2) -> dict[str, float]:
         """Microseconds per agent step of this rank, by part."""
@@ -168,6 +172,8 @@ def parts_of_the_library() -> list[Place]:
         (update, "compute_advantage", always("advantage")),
         (update, "ppo_loss", always("loss")),
         (update, "minibatch_totals", always("loss")),
+        (update, "all_reduce_sum", always("exchange")),
+        (Loop, "total", always("exchange")),
         (Optimizer, "step", always("backward")),
         (Optimizer, "_update", always("optimiser")),
     ]
