@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
-"""A Ray cluster of several nodes on this machine, on loopback, with a token.
+"""A Ray cluster of several nodes on this machine, with a token; dashboard and job API on loopback only.
 
     python deploy/local/cluster.py up --workers 2
     metta-ray train deploy/runs/smoke.yaml --run first --address 127.0.0.1:6379
 
 ``up`` prints the variables that a shell needs to reach it, ``status`` what lives, ``down`` ends it. Every node is a
-session of its own, noted in the directory (``$METTA_RAY_LOCAL``, else ~/.metta_ray/local), and is ended by the processes
-of that session: other clusters on this machine are left alone.
+session of its own, noted in the directory (``$METTA_RAY_LOCAL``, else ~/.metta_ray/local), and is ended by the
+processes of that session: other clusters on this machine are left alone. Ray's ports between nodes are on all
+interfaces, whatever address a node is given; they ask for the token as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import secrets
@@ -56,8 +58,7 @@ class LocalCluster:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._write_token()
         address = f"{LOOPBACK}:{port}"
-        common = [f"--node-ip-address={LOOPBACK}", "--block", "--disable-usage-stats"]
-        common += [f"--object-store-memory={store_bytes}"]
+        common = ["--block", "--disable-usage-stats", f"--object-store-memory={store_bytes}"]
         head = ["--head", f"--port={port}", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard_port}"]
         # Trainings share this machine's cores; the head's are its workers'.
         head += ["--include-dashboard=true", f"--temp-dir={self._temp_dir()}", "--num-cpus=0"]
@@ -73,8 +74,7 @@ class LocalCluster:
     def down(self) -> int:
         """Ends every node; returns how many there were."""
         nodes = list(self.nodes())
-        for node in reversed(nodes):
-            _end_session(node["session"])
+        _end_sessions({node["session"] for node in nodes})
         self._nodes_file.unlink(missing_ok=True)
         shutil.rmtree(self._temp_dir(), ignore_errors=True)
         return len(nodes)
@@ -124,7 +124,7 @@ class LocalCluster:
 
     def _temp_dir(self) -> Path:
         # Sockets lie in it, whose paths must be short.
-        return Path(f"/tmp/metta_ray_local_{os.getuid()}_{abs(hash_of(str(self._directory)))}")
+        return Path(f"/tmp/metta_ray_local_{os.getuid()}_{_short_hash(str(self._directory))}")
 
     def _noted(self) -> list[dict[str, Any]]:
         with suppress(FileNotFoundError):
@@ -133,9 +133,9 @@ class LocalCluster:
         return []
 
 
-def hash_of(text: str) -> int:
+def _short_hash(text: str) -> str:
     """The same in every process, unlike ``hash``."""
-    return sum(byte * 31**place for place, byte in enumerate(text.encode())) % 10**6
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _ray_command() -> str:
@@ -155,23 +155,23 @@ def _require_free(port: int) -> None:
             raise LocalClusterError(f"port {port} is taken ({error.strerror}); choose another, see --help") from None
 
 
-def _end_session(session: int) -> None:
-    """TERM to all of a session, then KILL until none is left: Ray's processes outlive a TERM and start others."""
+def _end_sessions(sessions: set[int]) -> None:
+    """TERM to all of them, then KILL until none is left: Ray's processes outlive a TERM and start others."""
     for patience_s, number in ((5.0, signal.SIGTERM), *[(3.0, signal.SIGKILL)] * 5):
-        members = list(_members(session))
+        members = list(_members(sessions))
         if not members:
             return
         for member in members:
             with suppress(psutil.Error):
                 member.send_signal(number)
         psutil.wait_procs(members, timeout=patience_s)
-    raise LocalClusterError(f"processes of session {session} do not end: {[p.pid for p in _members(session)]}")
+    raise LocalClusterError(f"processes do not end: {[process.pid for process in _members(sessions)]}")
 
 
-def _members(session: int) -> Iterator[psutil.Process]:
+def _members(sessions: set[int]) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+            if os.getsid(process.pid) in sessions and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
 
 

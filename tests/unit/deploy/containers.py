@@ -45,7 +45,7 @@ class Stage:
     @property
     def environment(self) -> dict[str, str]:
         pairs = (word.split("=", 1) for one in self.of("ENV") for word in one.words)
-        return {name: value for name, value in pairs}
+        return dict(pairs)
 
 
 def stages(dockerfile: str) -> list[Stage]:

@@ -32,10 +32,10 @@ def one(directory: str, kind: str, name: str = "metta-ray") -> Object:
 
 def cluster_spec(directory: str) -> Object:
     """The specification of the Ray cluster, a standing one or a job's."""
-    if directory.startswith("jobs/"):
-        spec: Object = one(directory, "RayJob")["spec"]["rayClusterSpec"]
-        return spec
-    spec = one(directory, "RayCluster")["spec"]
+    is_job = directory.startswith("jobs/")
+    spec: Object = (
+        one(directory, "RayJob")["spec"]["rayClusterSpec"] if is_job else one(directory, "RayCluster")["spec"]
+    )
     return spec
 
 
