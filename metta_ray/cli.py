@@ -70,8 +70,8 @@ def _refuse(error: Exception, code: int) -> int:
 
 
 def _has_settings(words: Sequence[str]) -> bool:
-    """train and submit take any setting, which argparse cannot know."""
-    return bool(words) and words[0] in ("train", "submit") and not {"-h", "--help"} & set(words)
+    """train, submit and plan take any setting, which argparse cannot know."""
+    return bool(words) and words[0] in ("train", "submit", "plan") and not {"-h", "--help"} & set(words)
 
 
 def _settings_command(words: list[str]) -> Callable[[], int]:
@@ -83,6 +83,8 @@ def _settings_command(words: list[str]) -> Callable[[], int]:
     if len(files) > 1:
         raise ConfigError(f"{files[1]!r} is one file too many; options look like --trainer.ppo.clip-coef 0.2")
     file = files[0] if files else None
+    if words[0] == "plan":
+        return lambda: plan(file, overrides)
     is_dry = overrides.pop("dry_run", "false") == "true"
     command = train if words[0] == "train" else submit
     return lambda: command(file, overrides, is_dry=is_dry)
@@ -124,6 +126,18 @@ def build_parser() -> argparse.ArgumentParser:
             "--address", metavar="A", help="cluster; otherwise RAY_ADDRESS, otherwise a Ray of its own"
         )
         command.add_argument("--dry-run", action="store_true", help="print all settings and end")
+
+    command = commands.add_parser(
+        "plan",
+        help="how fast a run would be with other numbers of workers and replicas",
+        epilog=SETTINGS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("file", nargs="?", metavar="FILE", help="run configuration, YAML")
+    command.add_argument("--workers", metavar="N", help="rollout workers")
+    command.add_argument("--replicas", metavar="M", help="learner replicas")
+    command.add_argument("--cores", metavar="C", help="that all of them share; otherwise each has a core of its own")
+    command.add_argument("--measured", metavar="FILE", help="service times, JSON; otherwise those of this machine")
 
     def of_run(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
@@ -249,6 +263,38 @@ def submit(file: str | None, overrides: dict[str, str], *, is_dry: bool) -> int:
     print(f"status: metta-ray status {config.run}{_data_dir_words(config)}")
     print(f"stop:   metta-ray stop {config.run}{_data_dir_words(config)}")
     return DONE
+
+
+def plan(file: str | None, overrides: dict[str, str]) -> int:
+    measured, cores = overrides.pop("measured", None), overrides.pop("cores", None)
+    if "replicas" in overrides:
+        overrides["learner.replicas"] = overrides.pop("replicas")
+    config = _config(file, overrides)
+
+    from metta_ray.control.plan import Resources
+    from metta_ray.rl.vecenv import training_factory
+    from metta_ray.service.measuring import measured_here
+    from metta_ray.service.what_if import read_times, table, what_if
+
+    times = read_times(measured) if measured else measured_here(config)
+    resources = Resources(cores=_cores(cores))
+    agents_per_env = training_factory(config.trainer).spec().agents_per_env
+    print(table(what_if(config, times, agents_per_env, resources), times, config, resources))
+    return DONE
+
+
+def _cores(text: str | None) -> float | None:
+    from metta_ray.common.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        cores = float(text)
+    except ValueError:
+        cores = 0.0
+    if not 0 < cores < float("inf"):
+        raise ConfigError(f"cores={text!r} is not a number of cores; use 16, or leave it out for one each")
+    return cores
 
 
 def bench(words: list[str]) -> int:

@@ -94,6 +94,11 @@ class ControlLoop:
         while len(self.pool.ready) < self.pool.wanted:
             self.pipeline.step(0.05)
 
+    @property
+    def delivered(self) -> int:
+        """Fragments that workers made."""
+        return sum(member.fragments for member in self.pool.members.values())
+
     def run(self, seconds: float) -> float:
         """Fragments that were trained on per second."""
         before, began = self.fragments, time.perf_counter()
@@ -101,12 +106,28 @@ class ControlLoop:
             self.pipeline.step(0.05)
         return (self.fragments - before) / (time.perf_counter() - began)
 
+    def turns(self, seconds: float) -> list[float]:
+        """Seconds that each turn took beside waiting."""
+        taken, began = list[float](), time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            used = time.thread_time()
+            self.pipeline.step(0.05)
+            taken.append(time.thread_time() - used)
+        return taken
+
     def run_updates(self, count: int) -> float:
         """Seconds that so many updates take, from one commit to another."""
         self._step_to(self.updates + 1)
         began = time.perf_counter()
         self._step_to(self.updates + count)
         return time.perf_counter() - began
+
+    def await_quiet(self) -> None:
+        """Lets everything that is under way end; the next turn orders again."""
+        self.pipeline.paused = True
+        while not self.pipeline.is_quiet:
+            self.pipeline.step(0.05)
+        self.pipeline.paused = False
 
     def close(self) -> None:
         self.pool.stop()

@@ -1,4 +1,5 @@
-"""Children that answer at once (or sleep a while first): what is left of a training then is the coordinator's work."""
+"""Children that answer at once, or after a while that they do not work: what is left of a training then is the
+coordinator's work."""
 
 from __future__ import annotations
 
@@ -66,6 +67,9 @@ class InstantLearner:
         del checkpoint_dir
         return Restored(), None, None
 
+    def open_store(self) -> tuple[str, int]:
+        return "here", 0
+
     def join(self, place: Any, generation: int, version: int, *state: Any) -> ProcessInfo:
         del generation, state
         self._version, self._rank = version, place.rank
@@ -96,22 +100,31 @@ class InstantLearner:
 
 
 class InstantFuture:
-    """Done."""
+    """Done at ``due``, by ``time.perf_counter``."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Any, due: float = 0.0) -> None:
         self.value = value
+        self.due = due
 
 
 class InstantChild:
-    """An object of this process as a child."""
+    """An object of this process as a child. fragment_s: after which each of its fragments is there, one after another;
+    a hundredth more or less, so that workers do not stay in step."""
 
-    def __init__(self, identity: Identity, process: Any) -> None:
+    def __init__(self, identity: Identity, process: Any, fragment_s: float = 0.0) -> None:
         self.identity = identity
         self.process = process
+        self._fragment_s = fragment_s * (1.0 + (identity.number % 21 - 10) / 1000)
+        self._free_at = time.perf_counter() + fragment_s * (identity.number % 97) / 97
 
     def call(self, method: str, *args: Any, results: int = 1) -> Any:
         value = getattr(self.process, method)(*args)
-        return [InstantFuture(one) for one in value] if results > 1 else InstantFuture(value)
+        due = self._due() if method == "collect" and self._fragment_s else 0.0
+        return [InstantFuture(one, due) for one in value] if results > 1 else InstantFuture(value, due)
+
+    def _due(self) -> float:
+        self._free_at = max(self._free_at, time.perf_counter()) + self._fragment_s
+        return self._free_at
 
     def retire(self) -> None:
         pass
@@ -121,11 +134,12 @@ class InstantChild:
 
 
 class InstantChildren:
-    """Starts them."""
+    """Starts them. fragment_s: how long a fragment takes; 0: no time."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, fragment_s: float = 0.0) -> None:
         self.workers: list[InstantWorker] = []
         self._sizes = sizes
+        self._fragment_s = fragment_s
 
     def take_dispatch_s(self) -> list[float]:
         """Of all workers, since the last time."""
@@ -139,15 +153,20 @@ class InstantChildren:
         if role == "learner":
             return InstantChild(identity, InstantLearner(identity))
         self.workers.append(InstantWorker(identity, self._sizes))
-        return InstantChild(identity, self.workers[-1])
+        return InstantChild(identity, self.workers[-1], self._fragment_s)
 
     def find(self, identity: Identity) -> None:
         del identity
 
     def wait(self, futures: Sequence[InstantFuture], timeout_s: float) -> list[InstantFuture]:
-        if not futures:
-            time.sleep(timeout_s)
-        return list(futures)
+        now = time.perf_counter()
+        done = [future for future in futures if future.due <= now]
+        if done or timeout_s <= 0:
+            return done
+        first = min((future.due for future in futures), default=now + timeout_s)
+        time.sleep(max(0.0, min(timeout_s, first - now)))
+        now = time.perf_counter()
+        return [future for future in futures if future.due <= now]
 
     def result(self, future: InstantFuture, timeout_s: float = 5.0) -> Any:
         del timeout_s

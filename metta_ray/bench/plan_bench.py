@@ -1,15 +1,19 @@
 """What ``metta-ray plan`` predicts against real runs with 1, 2 and 4 rollout workers.
 
-Predictions come from the times of the parts alone, measured just before and just after the runs. The runs are real:
+Predictions come from the times of the parts alone, measured just before and just after each run (machines change their
+speed). The runs are real:
 rollout workers and a learner as actors of a Ray of its own, and the coordinator's loop.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from metta_ray.bench.machine import describe_machine
 from metta_ray.bench.own_ray import in_own_ray
@@ -29,16 +33,13 @@ def run(seconds: float, preset: str = PRESET, workers: Sequence[int] = WORKERS) 
     """Takes about ``seconds`` and the time in which processes start."""
     words = {"preset": preset, "learner.replicas": "1", "trainer.total_timesteps": str(10**12)}
     machine = describe_machine()
-    before = _measure_times(words)
     arguments = {"words": words, "workers": list(workers), "seconds": seconds / len(workers)}
     runs = in_own_ray("metta_ray.bench.plan_bench:measure", arguments, num_cpus=max(workers) + 2)
-    times = _mean(before, _measure_times(words))
     config = load_run_config(None, words)
     return {
         "machine": machine,
         "preset": preset,
-        "times": times.to_json(),
-        "runs": [row | _compared(_predicted(times, config, Sizes(**row["sizes"]), row, machine), row) for row in runs],
+        "runs": [row | _compared(_predicted(config, row, machine["cores"]), row) for row in runs],
     }
 
 
@@ -48,6 +49,7 @@ def measure(words: dict[str, str], workers: Sequence[int], seconds: float) -> li
 
     from metta_ray.agent import spec_json
     from metta_ray.bench.control_loop import ControlLoop
+    from metta_ray.rl.rates import measure_service_times
     from metta_ray.rl.vecenv import training_factory
     from metta_ray.service.ray_children import RayChildren
     from metta_ray.service.shared_directory import leave_nonce
@@ -68,31 +70,60 @@ def measure(words: dict[str, str], workers: Sequence[int], seconds: float) -> li
             (settings, sizes, spec_json.to_json(spec), run_dir, leave_nonce(run_dir)),
             environment.curriculum(),
         )
+        before = measure_service_times(config.trainer, config.agent)
         for count in sorted(workers):
             loop.pool.wanted = count
             while len(loop.pool.ready) < count:
                 loop.pipeline.step(0.05)
             took = loop.run_updates(WARM_UP_UPDATES) / WARM_UP_UPDATES
             updates = max(FEWEST_UPDATES, round(seconds / took))
+            others = _OtherLoad(loop)
             took = loop.run_updates(updates)
+            background_cores = others.cores()
             record = loop.records[-1]
+            loop.await_quiet()
+            after = measure_service_times(config.trainer, config.agent)
+            times, before = _mean(before.to_json(), after.to_json()), after
             rows.append(
                 {
                     "workers": count,
                     "measured": updates * sizes.batch_steps / took,
                     "updates": updates,
+                    "background_cores": round(background_cores, 3),
                     "limited_by_then": record["limited_by"],
                     "shares": dict(record["shares"]),
                     "sizes": asdict(sizes),
+                    "times": times,
                 }
             )
         loop.close()
     return rows
 
 
-def _predicted(
-    times: ServiceTimes, config: RunConfig, sizes: Sizes, row: dict[str, Any], machine: dict[str, Any]
-) -> Prediction:
+class _OtherLoad:
+    """Cores that were busy with something else than rollout workers and learners, on average since it was made: Ray's
+    processes, this one, and whatever else runs on the machine or beside it on its host."""
+
+    def __init__(self, loop: Any) -> None:
+        infos = [member.info for member in loop.pool.ready] + [replica.info for replica in loop.learners.members]
+        self._processes = [psutil.Process(info.pid) for info in infos]
+        self._began, self._busy, self._ours = time.perf_counter(), _busy_s(), self._used_s()
+
+    def cores(self) -> float:
+        busy, ours = _busy_s() - self._busy, self._used_s() - self._ours
+        return max(0.0, busy - ours) / (time.perf_counter() - self._began)
+
+    def _used_s(self) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self._processes)
+
+
+def _busy_s() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times)) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+
+
+def _predicted(config: RunConfig, row: dict[str, Any], cores: int) -> Prediction:
+    sizes = Sizes(**row["sizes"])
     job = Job(
         batch_steps=sizes.batch_steps,
         minibatch_steps=config.trainer.minibatch_size,
@@ -102,7 +133,12 @@ def _predicted(
         target_staleness=config.pacing.target_staleness,
     )
     layout = Layout(row["workers"], config.learner.replicas, sizes.agents_per_worker, sizes.fragment_steps)
-    return predict(times, job, layout, Resources(cores=machine["cores"]))
+    return predict(
+        ServiceTimes.from_json(row["times"]),
+        job,
+        layout,
+        Resources(cores=cores, background_cores=row["background_cores"]),
+    )
 
 
 def _compared(prediction: Prediction, row: dict[str, Any]) -> dict[str, Any]:
@@ -117,23 +153,12 @@ def _compared(prediction: Prediction, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _measure_times(words: dict[str, str]) -> ServiceTimes:
-    from metta_ray.rl.rates import measure_service_times
-
-    config = load_run_config(None, words)
-    return measure_service_times(config.trainer, config.agent)
-
-
-def _mean(one: Any, other: Any) -> ServiceTimes:
-    """Of like values, number by number."""
-    return ServiceTimes.from_json(_mean_of_trees(one.to_json(), other.to_json()))
-
-
-def _mean_of_trees(one: Any, other: Any) -> Any:
+def _mean(one: Any, other: Any) -> Any:
+    """Of like trees of numbers."""
     if isinstance(one, dict):
-        return {name: _mean_of_trees(one[name], other[name]) for name in one}
+        return {name: _mean(one[name], other[name]) for name in one}
     if isinstance(one, list | tuple):
-        return [_mean_of_trees(a, b) for a, b in zip(one, other, strict=True)]
+        return [_mean(a, b) for a, b in zip(one, other, strict=True)]
     return (one + other) / 2
 
 
@@ -142,11 +167,12 @@ def report(result: dict[str, Any]) -> str:
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, load {machine['load_average_1m']}, {result['preset']}",
         f"{'rollout workers':<18}{'predicted (1/s)':>16}{'measured (1/s)':>16}{'error':>8}{'goal':>7}"
-        f"{'of floor':>10}  limited by",
+        f"{'of floor':>10}{'other load':>12}  limited by",
     ]
     lines += [
         f"{row['workers']:<18}{row['predicted']:>16,.0f}{row['measured']:>16,.0f}{row['error']:>+8.0%}"
-        f"{row['goal_error']:>7.0%}{row['efficiency']:>10.2f}  {row['limited_by']} ({row['limited_by_then']})"
+        f"{row['goal_error']:>7.0%}{row['efficiency']:>10.2f}{row['background_cores']:>12.2f}"
+        f"  {row['limited_by']} ({row['limited_by_then']})"
         for row in result["runs"]
     ]
     return "\n".join(lines)

@@ -44,18 +44,14 @@ def measure(workers: Sequence[int], seconds: float, step_s: float) -> list[dict[
                 loop.pipeline.step(0.05)
             loop.run(seconds / 3)
             # By deliveries, not by updates: a batch may take longer than the measurement.
-            before, began = _delivered(loop), time.perf_counter()
+            before, began = loop.delivered, time.perf_counter()
             loop.run(seconds)
-            rate = (_delivered(loop) - before) * sizes.fragment_steps / (time.perf_counter() - began)
+            rate = (loop.delivered - before) * sizes.fragment_steps / (time.perf_counter() - began)
             rows.append({"workers": count, "agent_steps_per_second": round(rate, 1)})
         loop.close()
         children.remove_group()
     one = rows[0]["agent_steps_per_second"] / rows[0]["workers"]
     return [row | {"share_of_linear": round(row["agent_steps_per_second"] / row["workers"] / one, 3)} for row in rows]
-
-
-def _delivered(loop: Any) -> int:
-    return sum(member.fragments for member in loop.pool.members.values())
 
 
 def run(seconds: float, workers: Sequence[int] = WORKERS, step_s: float = 0.004) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from metta_ray.rl.vecenv import make_vecenv, training_factory
 
 SECONDS = 3.0
 MOST_ROWS = 256
+MOST_BYTES = 64e6
 WARM_UP = 3
 CACHE = MachineCache("service_times")
 _FORMAT = 1
@@ -123,18 +124,20 @@ class _Measurement:
         pack_s, packed = _timed(lambda: _packed(experience), self._seconds / 4, time.thread_time)
         fragment_steps = experience.segments * experience.bptt_horizon
 
-        batch = self._batch_for(experience)
+        few = self._batch_for(experience, 0)
+        _stage(few, packed)
+        batch = self._batch_for(experience, self._trainer.batch_size // self._trainer.bptt_horizon)
         batch_steps = batch.segments * batch.bptt_horizon
         clock = _clock(self._learner_device)
         stage_s, _ = _timed(lambda: _stage(batch, packed), self._seconds / 4, time.thread_time)
-        again_s, _ = _timed(lambda: look_again(self._learner, batch), self._seconds / 4, clock)
+        again_s, _ = _timed(lambda: look_again(self._learner, few), self._seconds / 4, clock)
         advantage_s, advantages = _timed(lambda: self._advantages(batch), self._seconds / 8, clock)
         training = [(size, self._train(batch, advantages, size, clock)) for size in self._minibatches(batch_steps)]
         return ServiceTimes(
             environment=Curve.of(environment),
             inference=Curve.of(inference),
             training=Curve.of(training),
-            look_again=again_s / batch_steps,
+            look_again=again_s / (few.segments * few.bptt_horizon),
             advantage=advantage_s / batch_steps,
             transport=pack_s / fragment_steps,
             staging=stage_s / batch_steps,
@@ -183,11 +186,12 @@ class _Measurement:
     def _train(self, batch: Experience, advantages: torch.Tensor, size: int, clock: Clock) -> float:
         """Seconds per agent step of a gradient step."""
         losses, segments = Losses(), size // batch.bptt_horizon
+        order = torch.randperm(batch.segments, device=self._learner_device)
         firsts = itertools.cycle(range(0, batch.segments - segments + 1, segments))
 
         def step() -> None:
             first = next(firsts)
-            rows = torch.arange(first, first + segments, device=self._learner_device)
+            rows = order[first : first + segments]
             minibatch = batch.rows(rows, advantages)
             minibatch["prio_weights"] = torch.ones(len(rows), 1, device=self._learner_device)
             loss = process_minibatch_update(
@@ -217,10 +221,13 @@ class _Measurement:
         agent.autocast_dtype = torch.bfloat16 if self._trainer.autocast == "bf16" else None
         return agent
 
-    def _batch_for(self, fragment: Experience) -> Experience:
-        """A learner's batch of whole fragments and whole minibatches."""
+    def _batch_for(self, fragment: Experience, segments: int) -> Experience:
+        """A learner's batch of whole fragments and whole minibatches, of about so many segments as far as MOST_BYTES
+        allow: what does not fit into the processor's caches takes longer."""
         minibatch = self._trainer.minibatch_size // self._trainer.bptt_horizon
-        segments = math.lcm(fragment.segments, minibatch)
+        least = math.lcm(fragment.segments, minibatch)
+        segment_bytes = sum(array.nbytes for array in fragment.fragment_arrays().values()) / fragment.segments
+        segments = least * max(1, min(segments, int(MOST_BYTES / segment_bytes)) // least)
         return self._experience(fragment.total_agents, segments, minibatch, self._learner_device)
 
     def _experience(self, agents: int, segments: int, minibatch: int, device: torch.device) -> Experience:

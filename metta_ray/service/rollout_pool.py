@@ -150,6 +150,7 @@ class RolloutPool:
         self._next_number = next_number
         self._generation = generation
         self._retiring: list[Member] = []
+        self._by_number: dict[int, Member] = {}
         self._not_before: dict[int, float] = {}
         self._slot_history: dict[tuple[int, Cause], list[float]] = defaultdict(list)
         self._run_history: dict[Cause, list[float]] = defaultdict(list)
@@ -176,6 +177,10 @@ class RolloutPool:
     @property
     def draining(self) -> list[Member]:
         return [*self._retiring, *(m for m in self.members.values() if m.state is MemberState.DRAINING)]
+
+    def with_number(self, number: int) -> Member | None:
+        """The living worker of this number."""
+        return self._by_number.get(number)
 
     def is_known(self, incarnation: str) -> bool:
         return any(m.child.identity.incarnation == incarnation for m in (*self.members.values(), *self._retiring))
@@ -206,8 +211,7 @@ class RolloutPool:
 
     def adopt(self, slot: int, child: Child, orders: Mapping[int, Ticket]) -> None:
         """Takes over a worker of an earlier coordinator and asks it again for what it owes."""
-        member = Member(slot, child, child.call("describe"), self._clock())
-        self.members[slot] = member
+        member = self._new_member(slot, child)
         for ticket in orders.values():
             self.order(member, ticket)
 
@@ -242,6 +246,7 @@ class RolloutPool:
             events.append(Left(member, _owed(member), None, None))
         self.members.clear()
         self._retiring.clear()
+        self._by_number.clear()
         return events
 
     # Membership.
@@ -276,8 +281,13 @@ class RolloutPool:
     def _start(self, slot: int) -> Event:
         identity = Identity(self._run, "rollout", self._next_number(), secrets.token_hex(8), self._generation)
         child = self._children.start("rollout", identity, *self._worker_arguments(slot))
-        self.members[slot] = Member(slot, child, child.call("describe"), self._clock())
+        self._new_member(slot, child)
         return Joined(slot, identity)
+
+    def _new_member(self, slot: int, child: Child) -> Member:
+        member = Member(slot, child, child.call("describe"), self._clock())
+        self.members[slot] = self._by_number[member.number] = member
+        return member
 
     def _retire(self, member: Member) -> Event:
         self._remove(member)
@@ -285,6 +295,7 @@ class RolloutPool:
         return Left(member, _owed(member), None, None)
 
     def _remove(self, member: Member) -> None:
+        self._by_number.pop(member.number, None)
         if self.members.get(member.slot) is member:
             del self.members[member.slot]
         else:
