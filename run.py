@@ -45,6 +45,7 @@ from metta_ray.api import (
     process_training_stats,
     profiled_epoch,
     record_heartbeat,
+    resolve_formulation,
     save_checkpoint,
     save_experiment_config,
     set_run_aside,
@@ -74,11 +75,12 @@ def main(argv: list[str] | None = None) -> int:
 def train(options: RunOptions) -> int:
     device = setup_device_and_distributed(options.device)
     is_master, world_size, _ = setup_distributed_vars()
-    config = options.trainer.scaled_to_world_size(world_size)
-    prepare_process(config.seed, threads=options.threads)
+    prepare_process(options.trainer.seed, threads=options.threads)
 
     # Options that do not fit together are found here, before anything is written.
     vecenv = Environment(**options.environment())
+    options = resolve_formulation(options, vecenv, device)
+    config = options.trainer.scaled_to_world_size(world_size)
     agent = Agent(vecenv, config=options.agent, device=str(device))
     agent.autocast_dtype = torch.bfloat16 if config.autocast == "bf16" else None
     experience = build_experience(config, vecenv, agent, device)

@@ -20,6 +20,7 @@ from metta_ray.rl.distributed import (
 )
 from metta_ray.rl.environment import Environment
 from metta_ray.rl.experience import Experience
+from metta_ray.rl.formulation import resolve_formulation
 from metta_ray.rl.hyperparameter_schedule import HyperparameterScheduler
 from metta_ray.rl.initial_policy import load_initial_policy
 from metta_ray.rl.kickstarter import Kickstarter
@@ -104,6 +105,7 @@ __all__ = [
     "process_training_stats",
     "profiled_epoch",
     "record_heartbeat",
+    "resolve_formulation",
     "save_checkpoint",
     "save_experiment_config",
     "set_run_aside",

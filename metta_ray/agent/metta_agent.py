@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from metta_ray.agent import spec_json
 from metta_ray.agent.action_head import ActionHead
 from metta_ray.agent.agent_config import AgentConfig
+from metta_ray.agent.derived import Derived
 from metta_ray.agent.lstm import SequenceLSTM
 from metta_ray.agent.networks.layers import head
 from metta_ray.agent.networks.registry import build_network
@@ -83,6 +84,7 @@ class MettaAgent(nn.Module):
             bounds = [config.clip_range * largest for largest in largest_weights(weight_matrices(self)).values()]
             self.register_buffer("clip_bounds", torch.tensor(bounds))
         self.autocast_dtype: torch.dtype | None = None
+        self._held, self._held_critic = Derived(_cast), Derived(_cast)
         # What the environment's (feature id, value) pairs are called here; empty while they need no renaming.
         self.register_buffer("token_pairs", torch.empty(0, 2, dtype=torch.uint8), persistent=False)
 
@@ -120,14 +122,27 @@ class MettaAgent(nn.Module):
         rows, steps, obs_N = self._flattened(obs)
         sides = self._side_inputs(state, rows * steps, obs.device) if self.config.side_inputs else None
         with self._precision(obs.device):
-            core = self._core(_joined(self.network(obs_N), sides), state, rows, steps)
-            critic_core = core if self.critic_network is None else _joined(self.critic_network(obs_N), sides)
+            core = self._core(_joined(self._encoded(self.network, self._held, obs_N), sides), state, rows, steps)
+            critic_core = core
+            if self.critic_network is not None:
+                critic_core = _joined(self._encoded(self.critic_network, self._held_critic, obs_N), sides)
         return core, critic_core, rows * steps
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
         if self.autocast_dtype is None:
             return nullcontext()  # whatever the caller has chosen
         return torch.autocast(device.type, dtype=self.autocast_dtype)
+
+    def _encoded(self, network: nn.Module, held: Derived[list[Tensor]], obs_N: Tensor) -> Tensor:
+        """Features ``(N, F)``. While acting in low precision weights are cast once per version, not at each step."""
+        features: Tensor
+        if self.autocast_dtype is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            features = network(obs_N)
+            return features
+        names, weights = zip(*network.named_parameters(), strict=True)
+        cast_weights = held(*weights, dtype=self.autocast_dtype)
+        features = torch.func.functional_call(network, dict(zip(names, cast_weights, strict=True)), (obs_N,))
+        return features
 
     def _flattened(self, obs: Tensor) -> tuple[int, int, Tensor]:
         """Rows, steps (1 without a time axis), and the observations ``(N, …)`` in the policy's own
@@ -305,6 +320,10 @@ class MettaAgent(nn.Module):
     def compute_weight_metrics(self) -> dict[str, dict[str, float]]:
         """Statistics of every weight matrix, by name; see ``weights.weight_metrics``."""
         return weight_metrics(weight_matrices(self))
+
+
+def _cast(*weights: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    return [weight.to(dtype) for weight in weights]
 
 
 def _joined(features: Tensor, sides: Tensor | None) -> Tensor:

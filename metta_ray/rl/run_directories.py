@@ -52,9 +52,8 @@ def setup_run_directories(
     directory's or a base directory that cannot be written.
     """
     base = _base_directory(data_dir)
-    name = run_name or os.environ.get("METTA_RUN") or name_from_time(base)
-    check_run_name(name)
-    run_dir = base / name
+    run_dir = run_directory(run_name, data_dir) or base / name_from_time(base)
+    name = run_dir.name
     dirs = RunDirectories(
         run_dir=str(run_dir),
         checkpoint_dir=str(run_dir / "checkpoints"),
@@ -70,6 +69,18 @@ def setup_run_directories(
     except OSError as error:
         raise ConfigError(f"run directory {run_dir} cannot be written ({error}); set data_dir or DATA_DIR") from None
     return dirs
+
+
+def run_directory(run_name: str | None, data_dir: str | os.PathLike[str] | None = None) -> Path | None:
+    """Where the run of this name lies, or will; None without a name, here or in METTA_RUN: that run is a new one.
+
+    Raises ConfigError for a name that cannot be a directory's.
+    """
+    name = run_name or os.environ.get("METTA_RUN")
+    if not name:
+        return None
+    check_run_name(name)
+    return _base_directory(data_dir) / name
 
 
 def set_run_aside(run_name: str, data_dir: str | os.PathLike[str] | None = None) -> Path | None:

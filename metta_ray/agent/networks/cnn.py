@@ -50,6 +50,16 @@ def padding_to_fit(size: int, kernel: int, stride: int, padding: int) -> tuple[i
     return padding + missing // 2, padding + missing - missing // 2
 
 
+def kernel_positions(height: int, width: int, config: AgentConfig) -> int:
+    """Places of the first kernel over a window of so many cells."""
+
+    def along(size: int) -> int:
+        kernel, stride = config.conv_kernels[0], config.conv_strides[0]
+        return (size + sum(padding_to_fit(size, kernel, stride, config.conv_paddings[0])) - kernel) // stride + 1
+
+    return along(height) * along(width)
+
+
 class ConvStack(nn.Module):
     """Convolutions with activations, flattened, then linear layers: ``(N, C, height, width)`` → ``(N,
     size)``.

@@ -1,0 +1,210 @@
+"""Which of several ways to compute a policy is the fastest here: found by a short measurement, once per machine.
+
+All ways give the same outputs: the first layer over filled tokens or over a dense box (to rounding), float32 or
+bfloat16 (to its own precision). A run must use one of them throughout, on every process and after every resume, so
+the choice is a value that is recorded with the run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metta_ray.agent import spec_json
+from metta_ray.agent.agent_config import AgentConfig
+from metta_ray.agent.metta_agent import MettaAgent
+from metta_ray.agent.networks.cnn import build_cnn, kernel_positions
+from metta_ray.agent.networks.mlp import build_mlp
+from metta_ray.agent.networks.registry import network_class
+from metta_ray.agent.policy_state import PolicyState
+from metta_ray.common.util.machine_cache import MachineCache
+from metta_ray.envs.env_spec import EnvSpec, TokenVocabulary
+
+Autocast = Literal["auto", "none", "bf16"]
+
+ACTING_ROWS, SEGMENTS, STEPS = 64, 8, 32
+REPETITIONS = 3
+FILLED_TOKENS = 30  # of bucketed navigation; a network meets about so many
+# Beyond this many positions of the first kernel its table is so large that a look would take seconds.
+MAX_GATHER_POSITIONS = 36
+# bfloat16 forgoes exact resuming, so it must be worth it; machines that emulate it are two hundred times slower.
+BF16_GAIN = 1.2
+GIVE_UP_FACTOR = 3.0
+_PRECISIONS = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Formulation:
+    """autocast: what the networks compute in. gather_conv: see ``AgentConfig``; None where there is no choice."""
+
+    autocast: Literal["none", "bf16"]
+    gather_conv: bool | None
+
+    def applied_to(self, config: AgentConfig) -> AgentConfig:
+        """The configuration with the choice written into it."""
+        return config.model_copy(update={"gather_conv": self.gather_conv})
+
+
+def choose_formulation(
+    spec: EnvSpec,
+    config: AgentConfig,
+    autocast: Autocast = "auto",
+    *,
+    device: torch.device | str = "cpu",
+    cache: MachineCache | None = None,
+) -> Formulation:
+    """What is asked for, and the fastest of what is left open (``autocast="auto"``, ``gather_conv=None``).
+
+    Measures for less than a second, with torch's threads as they are now, unless this machine has been asked before.
+    Draws nothing from torch's default generator. cache: where answers are kept; None: the user's.
+    """
+    device = torch.device(device)
+    precisions = _precisions(autocast, device)
+    gathers = _gathers(spec, config)
+    if len(precisions) == len(gathers) == 1:
+        return Formulation(precisions[0], gathers[0])
+    key = {
+        "spec": spec_json.to_json(spec),
+        "config": config.model_dump(mode="json"),
+        "precisions": precisions,
+        "gathers": gathers,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+    cache = cache or MachineCache("formulation")
+    return Formulation(**cache.get_or_measure(key, lambda: asdict(_fastest(spec, config, precisions, gathers, device))))
+
+
+def _precisions(autocast: Autocast, device: torch.device) -> list[Literal["none", "bf16"]]:
+    if autocast != "auto":
+        return [autocast]
+    return ["none", "bf16"] if has_bf16_units(device) else ["none"]
+
+
+def _gathers(spec: EnvSpec, config: AgentConfig) -> list[bool | None]:
+    if config.gather_conv is not None:
+        return [config.gather_conv]
+    if spec.vocabulary is None:
+        return [None]
+    network = network_class(config.architecture)
+    if network is build_mlp:
+        return [True, False]
+    if network is not build_cnn:
+        return [None]
+    positions = kernel_positions(spec.vocabulary.height, spec.vocabulary.width, config)
+    return [True, False] if positions <= MAX_GATHER_POSITIONS else [False]
+
+
+def has_bf16_units(device: torch.device | str) -> bool:
+    """Whether a matrix product in bfloat16 is no slower than in float32: a look of some milliseconds."""
+    single, half = (_product_seconds(torch.ones(64, 64, device=device, dtype=dtype)) for dtype in _PRECISIONS)
+    return half <= 2 * single  # a product this small is mostly overhead; emulation is far beyond
+
+
+def _product_seconds(matrix: Tensor) -> float:
+    return _best_seconds(lambda: matrix @ matrix, matrix.device, 5)
+
+
+def _fastest(
+    spec: EnvSpec,
+    config: AgentConfig,
+    precisions: list[Literal["none", "bf16"]],
+    gathers: list[bool | None],
+    device: torch.device,
+) -> Formulation:
+    seconds: dict[Formulation, float] = {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for precision, gather in itertools.product(precisions, gathers):
+            formulation = Formulation(precision, gather)
+            limit = GIVE_UP_FACTOR * min(seconds.values(), default=float("inf"))
+            measured = seconds_per_agent_step(spec, config, formulation, device, limit)
+            seconds[formulation] = measured * (BF16_GAIN if precision == "bf16" else 1.0)
+    return min(seconds, key=seconds.__getitem__)
+
+
+def seconds_per_agent_step(
+    spec: EnvSpec,
+    config: AgentConfig,
+    formulation: Formulation,
+    device: torch.device | str = "cpu",
+    limit: float = float("inf"),
+) -> float:
+    """Acting once and learning once, per agent step; infinite if the first try of either takes beyond ``limit``."""
+    device = torch.device(device)
+    # Weights of whatever size: orthogonal ones would take longer to make than all else.
+    quickly_made = config.model_copy(update={"initialisation": "torch"})
+    policy = MettaAgent(spec, formulation.applied_to(quickly_made)).to(device)
+    policy.autocast_dtype = autocast_dtype(formulation.autocast)
+    rng = np.random.default_rng(0)
+    acting_obs = torch.from_numpy(typical_observations(spec, ACTING_ROWS, rng)).to(device)
+    learning_obs = torch.from_numpy(typical_observations(spec, SEGMENTS * STEPS, rng)).to(device)
+    segments = learning_obs.view(SEGMENTS, STEPS, *learning_obs.shape[1:])
+    actions = torch.zeros(SEGMENTS * STEPS, *spec.action_shape, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def act() -> None:
+        policy(acting_obs, PolicyState())
+
+    def learn() -> None:
+        policy.zero_grad()
+        _, logprob, entropy, value, _ = policy(segments, PolicyState(), actions)
+        (logprob.sum() + entropy.sum() + value.sum()).backward()
+
+    total = 0.0
+    for work, steps in ((act, ACTING_ROWS), (learn, SEGMENTS * STEPS)):
+        total += _best_seconds(work, device, REPETITIONS, limit * steps) / steps
+    return total
+
+
+def _best_seconds(
+    work: Callable[[], Any], device: torch.device, repetitions: int, limit: float = float("inf")
+) -> float:
+    """The shortest of several runs after a first one, which alone decides whether there will be others."""
+    first = _seconds(work, device)
+    if first > GIVE_UP_FACTOR * limit:
+        return float("inf")
+    return min(_seconds(work, device) for _ in range(repetitions))
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    _wait_for(device)
+    began = time.perf_counter()
+    work()
+    _wait_for(device)
+    return time.perf_counter() - began
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def autocast_dtype(autocast: Autocast) -> torch.dtype | None:
+    """What ``MettaAgent.autocast_dtype`` is set to."""
+    return torch.bfloat16 if autocast == "bf16" else None
+
+
+def typical_observations(spec: EnvSpec, rows: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """``(rows, …)`` of the environment's shape: ``FILLED_TOKENS`` tokens anywhere in the window, or bytes of all
+    values, or normal numbers.
+    """
+    if spec.vocabulary is not None:
+        return _typical_tokens(spec.vocabulary, rows, rng)
+    shape = (rows, *spec.obs_shape)
+    if spec.obs_dtype.kind in "ui":
+        return rng.integers(0, 256, shape).astype(spec.obs_dtype)
+    return rng.standard_normal(shape).astype(spec.obs_dtype)
+
+
+def _typical_tokens(vocabulary: TokenVocabulary, rows: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    shape = (rows, FILLED_TOKENS)
+    location = rng.integers(0, vocabulary.height, shape) << 4 | rng.integers(0, vocabulary.width, shape)
+    feature = rng.choice([feature.id for feature in vocabulary.features.values()], shape)
+    return np.stack([location, feature, rng.integers(1, 8, shape)], axis=-1).astype(np.uint8)
