@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("METTAGRID_LOG_LEVEL", "WARNING")
 
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+# Not the user's: a test must not decide how later runs compute.
+os.environ.setdefault("METTA_RAY_CACHE", str(Path(tempfile.gettempdir()) / f"metta_ray_tests_{os.getuid()}"))
 
 # Tests that touch environments are slow by nature, and the machines that run them are shared.
 settings.register_profile("metta_ray", deadline=None, print_blob=True)
