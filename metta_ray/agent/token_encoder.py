@@ -132,10 +132,15 @@ def sum_of_rows(table: Tensor, place: Tensor, value: Tensor) -> Tensor:
 
     Differentiable in the table only. Computes in autocast's type.
     """
-    summed: Tensor = _SumOfRows.apply(  # type: ignore[no-untyped-call]
-        table.to(compute_dtype(table)), place, value
-    )
+    table = table.to(compute_dtype(table))
+    if not torch.is_grad_enabled():
+        return _bag(table, place, value)
+    summed: Tensor = _SumOfRows.apply(table, place, value)  # type: ignore[no-untyped-call]
     return summed
+
+
+def _bag(table: Tensor, place: Tensor, value: Tensor) -> Tensor:
+    return nn.functional.embedding_bag(place, table, per_sample_weights=value.to(table.dtype), mode="sum")
 
 
 class _SumOfRows(torch.autograd.Function):
@@ -150,7 +155,7 @@ class _SumOfRows(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, place: Tensor, value: Tensor) -> Tensor:
         ctx.save_for_backward(place, value)
         ctx.places = len(table)
-        return nn.functional.embedding_bag(place, table, per_sample_weights=value.to(table.dtype), mode="sum")
+        return _bag(table, place, value)
 
     @staticmethod
     @once_differentiable

@@ -184,7 +184,7 @@ class Experience:
         self._center_rewards(segment, column, env_id)
         self._keep_rollout_state(env_id, lstm_state, actions)
         self._steps[env_id] += 1
-        return int(mask.sum())
+        return int(mask.cpu().numpy().sum())
 
     def close(
         self,
