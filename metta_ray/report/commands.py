@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -10,6 +11,8 @@ from metta_ray.common.errors import CheckpointError, ConfigError
 from metta_ray.common.util import places
 from metta_ray.report.replay_model import Replay, replay_of
 from metta_ray.report.replay_page import replay_page
+from metta_ray.report.run_data import read_run
+from metta_ray.report.run_page import run_page
 from metta_ray.report.text_player import play_text
 from metta_ray.sim.replay import parse_replay
 
@@ -73,3 +76,11 @@ def _played(policy: str, env: str | None, seed: int, data_dir: str | Path) -> tu
         played = play_episode(policy, Path(folder), env=env, seed=seed, data_dir=data_dir)
         replay = replay_of(read_replay(played.path), played.player)
     return replay, f"{played.player} in {played.env}", {"policy": played.player, "played with seed": seed}
+
+
+def show_report(runs: Sequence[tuple[str, str]], *, out: str | None) -> str:
+    """Where the page of one or several runs (name, place) was written."""
+    data = [read_run(name, place) for name, place in runs]
+    target = out or f"{'_'.join(run.name for run in data)}.report.html"
+    write_page(target, run_page(data))
+    return target

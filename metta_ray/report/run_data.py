@@ -12,6 +12,7 @@ stats/*.sqlite     evaluations
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -33,6 +34,8 @@ FILES = (CONFIG, METRICS, EVENTS_FILE, CURRICULUM_FILE, JOURNAL, "checkpoints/*.
 POINTS = 1000
 """A longer run's epochs are averaged, so many points at most."""
 HEAT_COLUMNS = 200
+PLAYED_COLUMNS = 40
+"""Fewer: an epoch sees the ends of a few episodes only."""
 HEAT_TASKS = 150
 COUNT_PREFIX = "staleness/count/"
 PROBABILITY = "env_task_completions/"
@@ -261,7 +264,7 @@ def _played_heat(lines: list[dict[str, Any]]) -> Heat | None:
     ]
     if len({task for one in told for task in one}) < 2:
         return None
-    per_column = -(-len(lines) // HEAT_COLUMNS)
+    per_column = -(-len(lines) // PLAYED_COLUMNS)
     steps, shares = [], []
     for start in range(0, len(lines), per_column):
         block = [one for one in told[start : start + per_column] if one]
@@ -276,14 +279,19 @@ def _played_heat(lines: list[dict[str, Any]]) -> Heat | None:
 
 
 def _heat(steps: list[float], shares: list[Mapping[str, float | None]], *, is_recorded: bool) -> Heat:
-    """Tasks in the order in which they come; the rarest are left out where there are too many."""
-    tasks = list(dict.fromkeys(task for one in shares for task in one))
+    """Tasks by name, numbers in them by size; the rarest are left out where there are too many."""
+    tasks = sorted({task for one in shares for task in one}, key=_by_numbers)
     weight = {task: sum(one.get(task) or 0.0 for one in shares) for task in tasks}
     kept = set(sorted(tasks, key=lambda task: -weight[task])[:HEAT_TASKS])
     tasks_kept = [task for task in tasks if task in kept]
     absent = None if is_recorded else 0.0
     values = [[one.get(task, absent) if one else None for one in shares] for task in tasks_kept]
     return Heat(steps, tasks_kept, values, is_recorded, left_out=len(tasks) - len(tasks_kept))
+
+
+def _by_numbers(text: str) -> list[tuple[bool, int, str]]:
+    """``altar=[6,10)`` before ``altar=[10,14)``."""
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", text)]
 
 
 def _spread(lines: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:

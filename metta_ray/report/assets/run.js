@@ -105,7 +105,8 @@ function overview() {
     ["revision", (run) => revision(run)],
   ];
   const rows = facts.map(([name, of]) => [name, ...runs.map((run) => of(run))]).filter((row) => row.slice(1).some((cell) => cell !== null));
-  const box = element("div", { className: "card" }, table(["", ...runs.map(runName)], rows));
+  const box = element("div", { className: "card" }, runs.length > 1 ? table(["", ...runs.map(runName)], rows)
+    : element("dl", { className: "overview" }, ...rows.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, shown(value))))));
   for (const run of runs)
     for (const note of run.notes) box.append(element("p", { className: "bad" }, `${run.name}: ${note}`));
   if (runs.some((run) => run.epochs_per_point > 1))
@@ -171,18 +172,20 @@ function curve(title, unit, columnOf) {
 
 // A chart in a card: ``describe`` gives {columns, series, y, …} each time it is drawn; what was hidden stays hidden.
 function plotter(card, describe) {
+  const frame = element("div");
+  card.append(frame);
   let plot = null;
   return () => {
     const hidden = plot ? plot.series.filter((one) => !one.show).map((one) => one.label) : [];
     plot?.destroy();
-    const { columns, series, y, height = 190, hooks = {}, options = {} } = describe();
+    const { columns, series, y, height = 190, hooks = {}, options = {}, yAxis = {} } = describe();
     plot = new uPlot({
       width: Math.max(220, card.clientWidth - 30), height, hooks, legend: { live: true },
       scales: { x: { time: false }, y: options.y ?? {} }, padding: [8, 10, 0, 0],
-      axes: [axis(ALONG[along], { size: 34 }), axis(y, { size: 56 })],
+      axes: [axis(ALONG[along], { size: 34 }), axis(y, { size: 56, ...yAxis })],
       cursor: { sync: { key: "report" }, points: { size: 6 }, dataIdx: nearestKnown, drag: { x: true, y: false } },
       series: [{ label: ALONG[along], value: (_, value) => shown(value) }, ...series.map((one) => ({ ...one, show: !hidden.includes(one.label) }))],
-    }, columns, card);
+    }, columns, frame);
   };
 }
 
@@ -339,7 +342,7 @@ function heatMap(heat) {
   const canvas = element("canvas"), tip = element("div", { className: "tip", hidden: true });
   const frame = element("div", { className: "heat-frame" }, canvas, tip), rows = heat.tasks.length, columns = heat.agent_steps.length;
   const most = Math.max(...heat.values.flat().filter((value) => value !== null), 1e-9);
-  const rowHeight = Math.max(9, Math.min(22, Math.round(520 / rows))), axisHeight = 34;
+  const rowHeight = Math.max(11, Math.min(22, Math.round(520 / rows))), axisHeight = 34;
   let left = 0, cellWidth = 0;
   drawings.push(() => {
     const width = frame.parentElement.clientWidth - 30, ratio = Math.min(devicePixelRatio || 1, 2), height = rows * rowHeight + axisHeight;
@@ -411,7 +414,7 @@ function shares() {
 
 function stack(run, title, names) {
   const card = element("div", { className: "card" }, element("h3", {}, runs.length > 1 ? runName(run) : "", runs.length > 1 ? " " : "", title, " ",
-    element("span", { className: "unit" }, "share")));
+    element("span", { className: "unit" }, "share of the whole")));
   drawings.push(plotter(card, () => {
     const values = names.map((name) => smoothed(run.columns[`share/${name}`]));
     const sums = [];
@@ -431,7 +434,7 @@ function stack(run, title, names) {
 
 function staleness() {
   const told = runs.filter((run) => Object.keys(run.staleness).length);
-  if (!told.length) return "No fragment's staleness is recorded: runs of the library have none, and older runs of the service kept only the mean.";
+  if (!told.length) return "How stale each fragment was is not recorded: runs of the library have no stale ones, and older runs of the service kept only the mean (see the learning curves).";
   return element("div", { className: "grid" }, ...told.map((run) => {
     const counts = Object.entries(run.staleness), total = counts.reduce((sum, [, count]) => sum + count, 0), most = Math.max(...counts.map(([, count]) => count));
     const bars = counts.flatMap(([lag, count]) => [
@@ -471,6 +474,7 @@ function workersCard(run) {
       { label: "ready", stroke: run.colour, width: 2, paths: stepped, points: { show: false }, value: (_, value) => shown(value) },
     ],
     y: "rollout workers", options: { y: { range: (_, low, high) => [0, Math.max(1, high) * 1.1] } },
+    yAxis: { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] },
     hooks: { draw: [(plot) => drawEvents(plot, run, placed, colourOf)] },
   })));
   const chosen = element("select", {}, element("option", { value: "" }, `all ${run.events.length} events`),
