@@ -32,6 +32,9 @@ FILE is YAML with the same names; it changes a preset (--preset), and words of t
 Short: --env, --workers 8 or 2:16, --seed, --total-timesteps, --data-dir. --dry-run prints all settings and ends.
 Examples: deploy/runs/*.yaml."""
 
+REPORT_HELP = """\
+Writes one self-contained HTML page: learning curves, evaluations, curriculum, where the time went, staleness, workers
+and events, ledger, checkpoints, configuration. RUN is a run's name, its directory, or a URL such as s3://…"""
 REPLAY_HELP = """\
 Writes one self-contained HTML page with a player in it: play, scrub, follow an agent, see what it observes, holds,
 gains and expects. FILE is a replay of metta_ray or MettaGrid (versions 3 and 4), a path or a URL such as s3://…"""
@@ -201,6 +204,14 @@ def build_parser() -> argparse.ArgumentParser:
     watching.add_argument("--every", type=int, default=1, metavar="N", help="--text shows each N-th step; default 1")
     watching.add_argument("--data-dir", metavar="DIR", help="where runs are kept; default $DATA_DIR or ./train_dir")
     watching.set_defaults(command=replay)
+
+    reporting = commands.add_parser(
+        "report", help="runs as one web page, side by side", description=REPORT_HELP, formatter_class=_Plain
+    )
+    reporting.add_argument("runs", nargs="+", metavar="RUN", help="name, directory or URL of a run")
+    reporting.add_argument("--out", metavar="FILE", help="the page, a path or URL; default RUN.report.html")
+    _add_places(reporting)
+    reporting.set_defaults(command=report)
 
     listing = commands.add_parser("runs", help="all runs of the store", description="all runs of the store")
     listing.add_argument("--json", action="store_true", help="for programs")
@@ -471,6 +482,16 @@ def evaluate(options: argparse.Namespace) -> int:
     print(table.text())
     if options.json:
         Path(options.json).write_text(json.dumps(table.to_json(), indent=1) + "\n")
+    return DONE
+
+
+def report(options: argparse.Namespace) -> int:
+    from metta_ray.report.commands import show_report
+    from metta_ray.report.find_run import find_run
+    from metta_ray.service.run_config import data_directory
+
+    data_dir = data_directory(options.data_dir, os.environ)
+    print(show_report([find_run(run, data_dir, _where(options)) for run in options.runs], out=options.out))
     return DONE
 
 
