@@ -123,7 +123,7 @@ def _fastest(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for precision, gather in itertools.product(precisions, gathers):
             formulation = Formulation(precision, gather)
-            limit = GIVE_UP_FACTOR * min(seconds.values(), default=float("inf"))
+            limit = min(seconds.values(), default=float("inf"))
             measured = seconds_per_agent_step(spec, config, formulation, device, limit)
             seconds[formulation] = measured * (BF16_GAIN if precision == "bf16" else 1.0)
     return min(seconds, key=seconds.__getitem__)
@@ -136,7 +136,7 @@ def seconds_per_agent_step(
     device: torch.device | str = "cpu",
     limit: float = float("inf"),
 ) -> float:
-    """Acting once and learning once, per agent step; infinite if the first try of either takes beyond ``limit``."""
+    """Acting once and learning once, per agent step; infinite if a first try is far beyond ``limit``."""
     device = torch.device(device)
     # Weights of whatever size: orthogonal ones would take longer to make than all else.
     quickly_made = config.model_copy(update={"initialisation": "torch"})
@@ -166,7 +166,8 @@ def seconds_per_agent_step(
 def _best_seconds(
     work: Callable[[], Any], device: torch.device, repetitions: int, limit: float = float("inf")
 ) -> float:
-    """The shortest of several runs after a first one, which alone decides whether there will be others."""
+    """The shortest of several runs after a first one, which, far beyond ``limit``, is the last and counts as infinite.
+    """
     first = _seconds(work, device)
     if first > GIVE_UP_FACTOR * limit:
         return float("inf")
