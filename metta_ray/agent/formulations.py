@@ -166,8 +166,7 @@ def seconds_per_agent_step(
 def _best_seconds(
     work: Callable[[], Any], device: torch.device, repetitions: int, limit: float = float("inf")
 ) -> float:
-    """The shortest of several runs after a first one, which, far beyond ``limit``, is the last and counts as infinite.
-    """
+    """The shortest of several runs after a first one; infinite, and no others, if that is far beyond ``limit``."""
     first = _seconds(work, device)
     if first > GIVE_UP_FACTOR * limit:
         return float("inf")
