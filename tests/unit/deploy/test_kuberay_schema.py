@@ -76,7 +76,9 @@ FIELDS: dict[str, Any] = {
     "PodMonitor": {
         "selector": {"matchLabels": {str: str}},
         "podTargetLabels": [str],
-        "podMetricsEndpoints": [{"port": str, "interval": str}],
+        "podMetricsEndpoints": [
+            {"port": str, "interval": str, "relabelings": [{"sourceLabels": [str], "targetLabel": str}]}
+        ],
     },
 }
 
