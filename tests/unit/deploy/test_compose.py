@@ -91,6 +91,7 @@ def test_prometheus_and_grafana_read_the_files_of_this_repository() -> None:
 
     assert ours == {"../deploy/prometheus", "../dashboards/provisioning", "../dashboards/grafana"}
     assert all(volume.endswith(":ro") for volume in mounts if volume.startswith("../"))
+    assert all((DOCKER / source).is_dir() for source in ours)
 
 
 def test_prometheus_sees_the_list_of_nodes_that_the_head_writes() -> None:
