@@ -24,7 +24,7 @@ from metta_ray.rl.update import maybe_update_l2_weights, update_policy
 from metta_ray.rl.vecenv import training_factory
 from metta_ray.service.identity import Identity
 from metta_ray.service.learner import Learner, Trained
-from metta_ray.service.orders import GroupPlace, PublishedWeights, TaskWeights, Ticket, UpdateOrder
+from metta_ray.service.orders import GroupPlace, PublishedWeights, Ticket, UpdateOrder
 from metta_ray.service.rollout_worker import RolloutWorker
 from metta_ray.service.run_config import RunConfig, load_run_config
 from metta_ray.service.shared_directory import leave_nonce
@@ -83,7 +83,7 @@ class PlainService:
 
     def ticket(self, version: int, weights: Any, settled: tuple[int, ...] = ()) -> Ticket:
         table = self.curriculum.task_table() if self.curriculum is not None else None
-        tasks = TaskWeights(table.version, table.probabilities) if table is not None else None
+        tasks = table.weights if table is not None else None
         return Ticket(next(self.tickets), 0, PublishedWeights(version, weights), tasks, settled)
 
     def collect(self, worker: RolloutWorker, version: int, weights: Any) -> tuple[FragmentHeader, Fragment]:

@@ -12,9 +12,9 @@ from metta_ray.agent.policy_record import PolicyRecord
 from metta_ray.agent.policy_store import PolicyStore
 from metta_ray.eval.eval_request_config import EvalRequestConfig, EvalResults
 from metta_ray.eval.eval_stats_db import EvalStatsDB
+from metta_ray.eval.evaluate_policies import evaluate_policies
 from metta_ray.eval.suites import replay_for, suite_for
 from metta_ray.rl.run_directories import RunDirectories
-from metta_ray.sim.players import RandomPlayer
 from metta_ray.sim.results import SuiteResult
 from metta_ray.sim.simulation_config import SimulationSuiteConfig
 from metta_ray.sim.simulation_suite import evaluate_policy
@@ -45,19 +45,18 @@ def evaluate_run(
     *,
     seed: int = 0,
 ) -> str:
-    """Plays the suite that suits ``env`` with a policy and at random; returns a table and where things lie.
+    """Plays the suite that suits ``env`` with a policy and its references; returns a table and where things lie.
 
     Scores go into the run's database and to the policy; MettaGrid policies leave a replay.
     """
-    suite = suite_for(env, env_overrides)
-    stats_db_path = str(Path(dirs.stats_dir) / STATS_FILE)
-    result = _play(record, suite, policy_store, stats_db_path, seed=seed)
-    random = evaluate_policy(RandomPlayer(), suite, seed=seed)
-    lines = [
-        f"evaluation of {record.run_name} (returns are per agent; the last column is a random policy):",
-        result.table([random]),
-        f"results:    {stats_db_path}",
-    ]
+    stats_db_path = Path(dirs.stats_dir) / STATS_FILE
+    with EvalStatsDB(stats_db_path) as db:
+        suite = suite_for(env, env_overrides)
+        table = evaluate_policies([record], suite, seed=seed, stats_db=db, policy_store=policy_store)
+    score = table.score(table.labels[0])["score"]
+    if score is not None:
+        policy_store.add_scores(record.uri, score)
+    lines = [f"evaluation of {record.run_name}", table.text(), f"results:    {stats_db_path}"]
     replay_config = replay_for(env, env_overrides)
     if replay_config is not None:
         played = evaluate_policy(record, replay_config, replay_dir=dirs.replay_dir, seed=seed)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from metta_ray.sim.simulation import env_factory
 from metta_ray.sim.simulation_config import SimulationSuiteConfig, SingleEnvSimulationConfig
 from metta_ray.sim.simulation_suite import create_evaluation_config_suite, create_replay_config
 
 EPISODES = 20
+AGENT_EPISODES = 80
+"""Where an episode has many agents, fewer episodes are played."""
 
 
 def suite_for(env: str, env_overrides: dict[str, Any]) -> SimulationSuiteConfig:
@@ -21,7 +24,10 @@ def suite_for(env: str, env_overrides: dict[str, Any]) -> SimulationSuiteConfig:
         return suite.model_copy(update={"simulations": changed})
     name = env.strip("/").replace(":", "/", 1)
     simulation = SingleEnvSimulationConfig(env=env, num_episodes=EPISODES, env_overrides=env_overrides)
-    return SimulationSuiteConfig(name="evaluation", num_episodes=EPISODES, simulations={name: simulation})
+    agents = env_factory(simulation, EPISODES).spec().agents_per_env
+    episodes = min(EPISODES, max(AGENT_EPISODES // agents, 4))
+    simulation = simulation.model_copy(update={"num_episodes": episodes})
+    return SimulationSuiteConfig(name="evaluation", num_episodes=episodes, simulations={name: simulation})
 
 
 def replay_for(env: str, env_overrides: dict[str, Any]) -> SingleEnvSimulationConfig | None:
@@ -36,4 +42,4 @@ def replay_for(env: str, env_overrides: dict[str, Any]) -> SingleEnvSimulationCo
 
 
 def _is_navigation(env: str) -> bool:
-    return "curriculum/navigation" in env or env in ("mettagrid:bucketed", "mettagrid:navigation")
+    return "curriculum/navigation/" in env or env in ("mettagrid:bucketed", "mettagrid:navigation")

@@ -123,6 +123,7 @@ class TaskPoolCurriculum(Curriculum):
         self._fast, self._slow = np.zeros(size), np.zeros(size)
         self.evicted = 0
         self.late = 0
+        self._attempts_of_evicted = 0
         self._since = 0
 
     @property
@@ -138,8 +139,10 @@ class TaskPoolCurriculum(Curriculum):
         super().complete_task(task_id, score)
 
     def get_curriculum_stats(self) -> dict[str, float]:
+        stats = super().get_curriculum_stats()
         return {
-            **super().get_curriculum_stats(),
+            **stats,
+            "completions": stats["completions"] + self._attempts_of_evicted,
             "pool/generated": float(self.generated),
             "pool/evicted": float(self.evicted),
             "pool/late": float(self.late),
@@ -170,6 +173,7 @@ class TaskPoolCurriculum(Curriculum):
         self._numbers = self._numbers.copy()  # tables that were handed out keep theirs
         self._numbers[place] = number
         self.evicted += 1
+        self._attempts_of_evicted += int(self._completions[place])
         self._use_numbers()
         self._completions[place] = 0
         self._score_sums[place] = self._fast[place] = self._slow[place] = 0.0
@@ -225,6 +229,7 @@ class TaskPoolCurriculum(Curriculum):
             "slow": self._slow.copy(),
             "evicted": self.evicted,
             "late": self.late,
+            "attempts_of_evicted": self._attempts_of_evicted,
             "since": self._since,
         }
 
@@ -232,3 +237,4 @@ class TaskPoolCurriculum(Curriculum):
         self._fast = np.array(state["fast"], dtype=np.float64)
         self._slow = np.array(state["slow"], dtype=np.float64)
         self.evicted, self.late, self._since = int(state["evicted"]), int(state["late"]), int(state["since"])
+        self._attempts_of_evicted = int(state["attempts_of_evicted"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metta_ray.common.errors import CheckpointError, ConfigError
+from metta_ray.common.errors import CheckpointError, ConfigError, UsageError
 from metta_ray.common.util.state_directory import load_tree, save_tree
 from metta_ray.mettagrid.curriculum.core import Curriculum, RandomCurriculum, SingleTaskCurriculum
 from metta_ray.mettagrid.curriculum.nested import NestedCurriculum
@@ -292,7 +292,7 @@ def test_results_of_tasks_that_left_are_counted_and_of_tasks_that_never_were_ref
     curriculum.complete_task(gone, 1.0)
 
     assert curriculum.get_curriculum_stats()["pool/late"] == 1
-    with pytest.raises(ValueError, match="is not of this curriculum"):
+    with pytest.raises(UsageError, match="is not of this curriculum"):
         curriculum.complete_task("few#4", 1.0)
 
 
