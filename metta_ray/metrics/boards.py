@@ -180,8 +180,7 @@ OVERVIEW = Board(
             "Time left",
             "s",
             _by_run(
-                f"({newest(catalog.PROGRESS_TARGET)} - {newest(catalog.PROGRESS_STEPS)})"
-                f" / {newest(catalog.THROUGHPUT)}"
+                f"({newest(catalog.PROGRESS_TARGET)} - {newest(catalog.PROGRESS_STEPS)}) / {newest(catalog.THROUGHPUT)}"
             ),
             "At the present throughput.",
             "stat",
@@ -314,9 +313,7 @@ THROUGHPUT = Board(
             _by_run(f"{rate(catalog.METRICS_CPU)} / {rate(catalog.CPU_SECONDS)}"),
             "Processor time that exporting takes, of all that coordinator and learners take.",
         ),
-        Panel(
-            "GPU memory", "bytes", _gauges(catalog.DEVICE_BYTES, "state"), "Of a learner: by tensors, and reserved."
-        ),
+        Panel("GPU memory", "bytes", _gauges(catalog.DEVICE_BYTES, "state"), "Of a learner: by tensors, and reserved."),
         Panel(
             "GPU utilisation",
             "percentunit",
@@ -498,8 +495,8 @@ CURRICULUM = Board(
         Panel(
             "Evaluation",
             "short",
-            (Query(newest(catalog.EVALUATION_SCORE, "simulation"), "{{run}} {{simulation}}"),),
-            "Score of the newest evaluated policy, by simulation.",
+            (Query(newest(catalog.EVALUATION_SCORE, "suite"), "{{run}} {{suite}}"),),
+            "Score of the newest evaluated policy, by suite.",
             width=16,
         ),
         Panel(

@@ -5,7 +5,7 @@ together read ``METRICS``. Names follow Prometheus: ``metta_<area>_<what>_<unit>
 ``_total``, which every exporter adds; Ray puts ``ray_`` before all of them.
 
 Labels are bounded: each has the values listed here, and what is not among them is exported as ``other``. Where names
-are only known when a run begins (losses, simulations), at most ``MAX_VALUES`` of them are told apart. There is no
+are only known when a run begins (losses, suites), at most ``MAX_VALUES`` of them are told apart. There is no
 worker id: what a single worker does is in ``metta-ray status``.
 """
 
@@ -145,7 +145,7 @@ LOSS = _gauge(
     "metta_loss",
     "1",
     "means over the minibatches of the last update, under their usual names: policy_loss, value_loss, entropy, "
-    "approx_kl, clipfrac, importance, explained_variance, …",
+    "approx_kl, clipfrac, importance, explained_variance and others",
     {"loss": ANY},
 )
 HYPERPARAMETER = _gauge(
@@ -258,8 +258,8 @@ CURRICULUM_COVERAGE = _gauge(
 EVALUATION_SCORE = _gauge(
     "metta_evaluation_score",
     "score",
-    "score of the newest evaluated policy, by simulation of the suite",
-    {"simulation": ANY},
+    "score of the newest evaluated policy, by suite",
+    {"suite": ANY},
     needs="an evaluation",
 )
 EVALUATION_VERSION = _gauge(
@@ -295,7 +295,7 @@ FOREIGN: dict[str, ForeignMetric] = {
     metric.name: metric
     for metric in (
         ForeignMetric(
-            "ray_object_store_memory", "bytes", "object store by Location: shared memory, spilled to disk, …"
+            "ray_object_store_memory", "bytes", "object store by Location: shared memory, spilled to disk and others"
         ),
         ForeignMetric("ray_resources", "units", "resources of the cluster by Name and State (USED, AVAILABLE)"),
         ForeignMetric("ray_node_gpus_utilization", "percent", "utilisation of each GPU", needs="GPU"),

@@ -1,6 +1,6 @@
 """The reference of all metrics, made from the catalogue.
 
-    python -m metta_ray.metrics.reference > dashboards/METRICS.md
+python -m metta_ray.metrics.reference > dashboards/METRICS.md
 """
 
 from __future__ import annotations

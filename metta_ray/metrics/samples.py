@@ -71,6 +71,7 @@ def of_status(status: Mapping[str, Any], now: float) -> Iterator[Sample]:
     yield Sample(catalog.FRAGMENT_BYTES, status["bytes_outstanding"])
     yield Sample(catalog.FRAGMENT_BUDGET, status["byte_budget"])
     yield from _of_checkpoint(status["checkpoint"], now)
+    yield from _of_evaluations(status.get("evaluations", {}).get("list", ()))
 
 
 def of_curriculum(probabilities: Sequence[float], num_seen: int) -> Iterator[Sample]:
@@ -80,13 +81,6 @@ def of_curriculum(probabilities: Sequence[float], num_seen: int) -> Iterator[Sam
     yield Sample(catalog.CURRICULUM_TASKS, count)
     yield Sample(catalog.CURRICULUM_ENTROPY, entropy / math.log(count) if count > 1 else 0.0)
     yield Sample(catalog.CURRICULUM_COVERAGE, min(1.0, num_seen / max(1, count)))
-
-
-def of_evaluation(scores: Mapping[str, float], version: int) -> Iterator[Sample]:
-    """scores: by simulation. version: of the policy."""
-    for simulation, score in scores.items():
-        yield from _known(catalog.EVALUATION_SCORE, score, simulation=simulation)
-    yield Sample(catalog.EVALUATION_VERSION, version)
 
 
 def tasks_in(record: Mapping[str, Any]) -> set[str]:
@@ -127,6 +121,18 @@ def _of_checkpoint(checkpoint: Mapping[str, Any], now: float) -> Iterator[Sample
         yield Sample(catalog.CHECKPOINT_TIME, now - checkpoint["age_s"])
         yield from _known(catalog.CHECKPOINT_SECONDS, checkpoint["write_seconds"])
         yield from _known(catalog.CHECKPOINT_BYTES, checkpoint["size_bytes"])
+
+
+def _of_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:
+    """Of each suite the newest policy that was played."""
+    newest: dict[str, Mapping[str, Any]] = {}
+    for one in evaluations:
+        if one["state"] == "done" and one["version"] >= newest.get(one["suite"], one)["version"]:
+            newest[one["suite"]] = one
+    for suite, one in newest.items():
+        yield from _known(catalog.EVALUATION_SCORE, one["score"], suite=suite)
+    if newest:
+        yield Sample(catalog.EVALUATION_VERSION, max(one["version"] for one in newest.values()))
 
 
 def _one_of(metric: Metric, label: str, value: str) -> Iterator[Sample]:

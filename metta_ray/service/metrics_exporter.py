@@ -138,10 +138,6 @@ class CoordinatorMetrics:
         self._sink.put_own_cost()
 
     @_never_in_the_way
-    def evaluation(self, scores: Mapping[str, float], version: int) -> None:
-        self._sink.put(samples.of_evaluation(scores, version))
-
-    @_never_in_the_way
     def store_call(self, seconds: float, is_failed: bool) -> None:
         self._store_errors += is_failed
         self._sink.put([Sample(catalog.STORE_SECONDS, seconds), Sample(catalog.STORE_ERRORS, self._store_errors)])
