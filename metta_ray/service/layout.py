@@ -1,6 +1,6 @@
 """How a run is spread over processes: what its configuration leaves open is chosen once, for the whole life of the run.
 
-config = recorded_layout(config, run_dir)            # a run that is continued keeps the one it has
+config = recorded_choices(config, run_dir)           # a run that is continued keeps what it has
 config = chosen_layout(config, times, ...)           # a new one gets the one that is fastest on these cores
 """
 
@@ -28,16 +28,28 @@ def is_open(config: RunConfig) -> bool:
     return config.rollout.num_workers == 0 or config.learner.replicas == 0
 
 
-def recorded_layout(config: RunConfig, run_dir: Path) -> RunConfig:
+def recorded_choices(config: RunConfig, run_dir: Path) -> RunConfig:
     """What is open, as the run that is continued has it; the same configuration where none is there."""
     try:
         record = yaml.safe_load((run_dir / "config.yaml").read_text())
         workers, replicas = record["rollout"]["num_workers"], record["learner"]["replicas"]
-        num_envs = record["rollout"]["num_envs"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        num_envs, autocast = record["rollout"]["num_envs"], record["trainer"]["autocast"]
+        same_batch = record["trainer"]["batch_size"] == config.trainer.batch_size
+        gather_conv = record["agent"].get("gather_conv")
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return config
-    same_batch = record["trainer"].get("batch_size") == config.trainer.batch_size
+    config = with_formulation(config, autocast, gather_conv)
     return _completed(config, workers, replicas, num_envs if same_batch else 0)
+
+
+def with_formulation(config: RunConfig, autocast: str, gather_conv: bool | None) -> RunConfig:
+    """The configuration with a definite way to compute the policy; what it says outright stays."""
+    changes: dict[str, Any] = {}
+    if config.trainer.autocast == "auto":
+        changes["trainer"] = config.trainer.model_copy(update={"autocast": autocast})
+    if gather_conv is not None and config.agent.get("gather_conv") is None:
+        changes["agent"] = config.agent | {"gather_conv": gather_conv}
+    return config.model_copy(update=changes)
 
 
 def chosen_layout(

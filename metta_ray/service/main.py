@@ -23,15 +23,14 @@ from typing import Any
 from metta_ray.common.errors import ConfigError, MettaRayError, RunDirectoryInUse, RunUnreachableError
 from metta_ray.common.util import fs
 from metta_ray.control.plan import Resources
-from metta_ray.control.rates import ServiceTimes
 from metta_ray.control.run_state import RunState
 from metta_ray.metrics.console import Display
 from metta_ray.rl.run_directories import check_run_name, name_from_time, set_run_aside
 from metta_ray.service.connection import cluster
 from metta_ray.service.following import exit_code, show
 from metta_ray.service.identity import coordinator_name, namespace_of
-from metta_ray.service.layout import chosen_layout, is_open, recorded_layout
-from metta_ray.service.measuring import MeasuringError, measured_here, measured_on_a_node, usable_cores
+from metta_ray.service.layout import chosen_layout, is_open, recorded_choices, with_formulation
+from metta_ray.service.measuring import Measured, MeasuringError, measured_here, measured_on_a_node, usable_cores
 from metta_ray.service.run_config import JOB_VARIABLE, RunConfig, data_directory
 from metta_ray.service.run_handle import CoordinatorCall, RunHandle
 from metta_ray.service.sizes import Sizes, advice, resolved_sizes
@@ -59,22 +58,22 @@ def run_training(config: RunConfig, *, display: Display) -> int:
     display.note(f"starting run {name} " + (f"in the cluster {address}" if address else "on a Ray of its own"))
     environment = _describe_environment(config)
     if not config.new:
-        config = recorded_layout(config, data_dir / name)
+        config = recorded_choices(config, data_dir / name)
     resolved_sizes(config, environment.agents_per_env)  # what cannot work is refused before Ray starts
-    times: ServiceTimes | None = None
+    measured: Measured | None = None
     if address is None:
-        times = _measured(measured_here, config, display)  # now, while nothing else runs
-        config = _with_layout(config, times, environment, usable_cores())
+        measured = _measured(measured_here, config, display)  # now, while nothing else runs
+        config = _settled(config, measured, environment, usable_cores())
     with ExitStack() as stack:
         session = stack.enter_context(_ray(config, address, display))
         interruption = stack.enter_context(Interruption())  # after Ray's start, which installs handlers of its own
         handle = _find(config, name, display)
         if handle is None:
             if address is not None:
-                times = _measured(measured_on_a_node, config, display)
-                config = _with_layout(config, times, environment, None)
+                measured = _measured(measured_on_a_node, config, display)
+                config = _settled(config, measured, environment, None)
             session |= {
-                "service_times": times.to_json() if times is not None else None,
+                "service_times": measured.times.to_json() if measured is not None else None,
                 "cores": usable_cores() if address is None else None,
             }
             handle = _start(config, name, data_dir, session, display, environment)
@@ -253,7 +252,7 @@ def _describe_environment(config: RunConfig) -> _Environment:
     return _Environment(spec.agents_per_env, spec_json.to_json(spec))
 
 
-def _measured(measure: Callable[[RunConfig], ServiceTimes], config: RunConfig, display: Display) -> ServiceTimes | None:
+def _measured(measure: Callable[[RunConfig], Measured], config: RunConfig, display: Display) -> Measured | None:
     """How fast the machine is at this run's work. A run goes on without knowing."""
     if not config.cluster.measure:
         return None
@@ -264,12 +263,14 @@ def _measured(measure: Callable[[RunConfig], ServiceTimes], config: RunConfig, d
         return None
 
 
-def _with_layout(
-    config: RunConfig, times: ServiceTimes | None, environment: _Environment, cores: int | None
-) -> RunConfig:
-    """cores: of this machine, which all processes share; None: those of the connected cluster, one for each process."""
+def _settled(config: RunConfig, measured: Measured | None, environment: _Environment, cores: int | None) -> RunConfig:
+    """Nothing is left open. cores: of this machine, which all processes share; None: those of the connected cluster,
+    one for each process."""
+    autocast, gather_conv = (measured.autocast, measured.gather_conv) if measured is not None else ("none", None)
+    config = with_formulation(config, autocast, gather_conv)
     if not is_open(config):
         return config
+    times = measured.times if measured is not None else None
     processes = cores + 1 if cores is not None else _cluster_processes(config)
     return chosen_layout(config, times, environment.agents_per_env, Resources(cores=cores), processes)
 

@@ -1,6 +1,6 @@
 """What a run's machine can do, measured before the run starts, or read from what the machine remembers.
 
-measured_here(config)  # the first time seconds, in a process of its own; later a moment
+measured_here(config).times  # the first time seconds, in a process of its own; later a moment
 
 This process loads neither torch nor an engine for an answer that is known.
 """
@@ -11,7 +11,9 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 from metta_ray.common.errors import MettaRayError
 from metta_ray.common.util.machine_cache import MachineCache
@@ -27,20 +29,34 @@ class MeasuringError(MettaRayError):
     """The environment or the network could not be run alone; the text says why."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """times: of each part of the training. autocast, gather_conv: the fastest way to compute the policy (see
+    ``agent.formulations``), which ``times`` were measured with."""
+
+    times: ServiceTimes
+    autocast: str
+    gather_conv: bool | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"times": self.times.to_json(), "autocast": self.autocast, "gather_conv": self.gather_conv}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        return cls(ServiceTimes.from_json(values["times"]), values["autocast"], values["gather_conv"])
+
+
 def usable_cores() -> int:
     """Of this machine, by this process."""
     return len(os.sched_getaffinity(0))
 
 
-def measured_here(config: RunConfig) -> ServiceTimes:
-    """Service times of this machine for this run's environment, network and sizes.
-
-    Raises MeasuringError where they cannot be run.
-    """
-    return ServiceTimes.from_json(CACHE.get_or_measure(_question(config), lambda: _in_a_process(config)))
+def measured_here(config: RunConfig) -> Measured:
+    """For this machine, and this run's environment, network and sizes. MeasuringError where they cannot be run."""
+    return Measured.from_json(CACHE.get_or_measure(_question(config), lambda: _in_a_process(config)))
 
 
-def measured_on_a_node(config: RunConfig) -> ServiceTimes:
+def measured_on_a_node(config: RunConfig) -> Measured:
     """The same for a node of the connected cluster, one with what rollout workers and learners need."""
     import ray
 
@@ -49,7 +65,7 @@ def measured_on_a_node(config: RunConfig) -> ServiceTimes:
     )
     try:
         answer: Any = ray.get(task.remote(config.model_dump(mode="json")), timeout=TIMEOUT_S)
-        return ServiceTimes.from_json(answer)
+        return Measured.from_json(answer)
     except ray.exceptions.RayError as error:
         raise MeasuringError(str(error).strip().splitlines()[-1]) from None
 
@@ -86,15 +102,21 @@ def _on_this_node(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(config: RunConfig) -> dict[str, Any]:
+    from metta_ray.agent.agent_config import agent_config_from
+    from metta_ray.agent.formulations import choose_formulation
     from metta_ray.rl.rates import measure_service_times
+    from metta_ray.rl.vecenv import training_factory
 
+    spec, trainer = training_factory(config.trainer).spec(), config.trainer
+    agent = agent_config_from(config.agent, default_architecture="mlp" if spec.vocabulary is None else "default")
+    formulation = choose_formulation(spec, agent, trainer.autocast, device=config.learner.device)
     times = measure_service_times(
-        config.trainer,
-        config.agent,
+        trainer.model_copy(update={"autocast": formulation.autocast}),
+        formulation.applied_to(agent),
         rollout_device=config.rollout.device,
         learner_device=config.learner.device,
     )
-    return times.to_json()
+    return Measured(times, formulation.autocast, formulation.gather_conv).to_json()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import yaml
 
 from metta_ray.control.plan import Resources
 from metta_ray.control.rates import Curve, ServiceTimes
-from metta_ray.service.layout import NO_LEVER, Speed, chosen_layout, is_open, recorded_layout
+from metta_ray.service.layout import NO_LEVER, Speed, chosen_layout, is_open, recorded_choices, with_formulation
 from metta_ray.service.run_config import RunConfig, load_run_config
 from metta_ray.service.sizes import resolved_sizes
 
@@ -88,12 +88,12 @@ def test_a_run_that_is_continued_keeps_its_layout(tmp_path: Path) -> None:
     record = record.model_copy(update={"rollout": record.rollout.model_copy(update={"num_workers": 3})})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(record.record()))
 
-    continued = recorded_layout(config_of(), tmp_path)
-    other_batch = recorded_layout(config_of(trainer__batch_size=32_768), tmp_path)
+    continued = recorded_choices(config_of(), tmp_path)
+    other_batch = recorded_choices(config_of(trainer__batch_size=32_768), tmp_path)
 
     assert layout_of(continued) == layout_of(record)
     assert layout_of(other_batch) == (3, 1, 0), "its fragments might not fit another batch"
-    assert layout_of(recorded_layout(config_of(workers=5), tmp_path))[0] == 5
+    assert layout_of(recorded_choices(config_of(workers=5), tmp_path))[0] == 5
 
 
 @pytest.mark.parametrize("text", [None, "", "[", "rollout: 3", "rollout: {num_workers: 2}"])
@@ -101,7 +101,18 @@ def test_without_a_sound_record_everything_stays_open(tmp_path: Path, text: str 
     if text is not None:
         (tmp_path / "config.yaml").write_text(text)
 
-    assert is_open(recorded_layout(config_of(), tmp_path))
+    assert is_open(recorded_choices(config_of(), tmp_path))
+
+
+def test_a_run_that_is_continued_computes_its_policy_as_before(tmp_path: Path) -> None:
+    record = with_formulation(chosen_layout(config_of(), None, AGENTS, Resources(cores=2), 3), "bf16", True)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(record.record()))
+
+    continued = recorded_choices(config_of(), tmp_path)
+    outright = recorded_choices(config_of(trainer__autocast="none", agent__gather_conv="false"), tmp_path)
+
+    assert (continued.trainer.autocast, continued.agent["gather_conv"]) == ("bf16", True)
+    assert (outright.trainer.autocast, outright.agent["gather_conv"]) == ("none", False)
 
 
 def test_efficiency_is_the_share_of_what_the_cores_could_do() -> None:
