@@ -7,6 +7,7 @@ run: a failure is logged once.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -39,6 +40,7 @@ COUNTED_BY_COORDINATOR = (
     catalog.CPU_SECONDS,
     catalog.METRICS_CPU,
 )
+RENEW_S = 4.0
 COUNTED_BY_LEARNER = (catalog.CPU_SECONDS, catalog.METRICS_CPU)
 
 _F = TypeVar("_F", bound=Callable[..., None])
@@ -61,15 +63,29 @@ def _never_in_the_way(method: _F) -> _F:
 
 
 class RaySink(Sink):
-    """role: the kind of process that exports."""
+    """role: the kind of process that exports.
+
+    Ray forgets a gauge that is not set again and again, however seldom its value changes: ``renew`` does that.
+    """
 
     def __init__(self, run: str, role: str) -> None:
         super().__init__()
         self._common = {"run": run, "role": role}
         self._made: dict[str, Any] = {}
+        self._gauges: dict[tuple[str, ...], tuple[float, Metric, float, Tags]] = {}
+
+    def renew(self) -> None:
+        """To be called at least every RENEW_S seconds."""
+        began = time.thread_time()
+        before = time.monotonic() - RENEW_S
+        for at, metric, value, tags in list(self._gauges.values()):
+            if at < before:
+                self._set(metric, value, tags)
+        self._cpu_seconds += time.thread_time() - began
 
     def _set(self, metric: Metric, value: float, tags: Tags) -> None:
         self._of(metric).set(value, tags)
+        self._gauges[metric.name, *tags.values()] = (time.monotonic(), metric, value, tags)
 
     def _add(self, metric: Metric, value: float, tags: Tags) -> None:
         counter = self._of(metric)
@@ -135,6 +151,7 @@ class CoordinatorMetrics:
         """To be called about once per second."""
         self._sink.put(samples.of_status(status, time.time()))
         self._sink.put(_of_process(self._process, "coordinator"))
+        self._sink.renew()
         self._sink.put_own_cost()
 
     @_never_in_the_way
@@ -152,6 +169,7 @@ class LearnerMetrics:
         self._device = device
         self._process = psutil.Process()
         self._sink.declare_counters(COUNTED_BY_LEARNER)
+        threading.Thread(target=self._keep, name="metrics", daemon=True).start()
 
     @_never_in_the_way
     def update(self, result: UpdateResult, weights: PackedArrays | None) -> None:
@@ -163,6 +181,16 @@ class LearnerMetrics:
         if self._device != "cpu":
             self._sink.put(_of_device(self._device))
         self._sink.put_own_cost()
+
+    def _keep(self) -> None:
+        """An update may take minutes."""
+        while not self.has_failed:
+            time.sleep(RENEW_S)
+            self._renew()
+
+    @_never_in_the_way
+    def _renew(self) -> None:
+        self._sink.renew()
 
 
 def _of_process(process: psutil.Process, of: str) -> Iterable[Sample]:
