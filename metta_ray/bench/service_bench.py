@@ -89,9 +89,9 @@ def middle_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "agent_steps_per_second": round(steps / took),
         "updates": len(kept) - 1,
-        "limited_by": statistics.mode(record["limited_by"] or "unknown" for record in kept),
-        "staleness": kept[-1]["staleness"],
+        "staleness": kept[-1]["staleness/mean"],
         "own_efficiency": kept[-1].get("efficiency"),
+        "shares": {name.removeprefix("share/"): _mean(kept, name) for name in kept[-1] if name.startswith("share/")},
     }
 
 
@@ -101,12 +101,13 @@ def report(result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, load {machine['load_average_1m']}; {result['workload']}, "
         f"batch {BATCH:,}, minibatch {MINIBATCH:,}, agent steps per second",
         f"{'network':<9}{'layout':<8}{'service':>10}{'library':>10}{'floor':>10}{'of library':>12}"
-        f"{'of floor':>10}  limited by",
+        f"{'of floor':>10}  shares of worker or learner time",
     ]
     for row in result["service"]:
         lines.append(
             f"{row['network']:<9}{row['asked']:<8}{row['agent_steps_per_second']:>10,}{row['library']:>10,}"
-            f"{row['floor']:>10,}{row['of_library']:>12.2f}{row['of_floor']:>10.2f}  {row['limited_by']}"
+            f"{row['floor']:>10,}{row['of_library']:>12.2f}{row['of_floor']:>10.2f}  "
+            + ", ".join(f"{name} {share:.0%}" for name, share in row["shares"].items())
         )
         lines.append(f"{'':<9}{row['layout']}")
     goals = ", ".join(f"{network} {goal}" for network, goal in GOAL_OF_FLOOR.items())
@@ -152,6 +153,11 @@ def _records(metrics: Path) -> list[dict[str, Any]]:
     if not metrics.exists():
         return []
     return [json.loads(line) for line in metrics.read_text().split("\n")[:-1]]
+
+
+def _mean(records: Sequence[dict[str, Any]], name: str) -> float:
+    values = [record[name] for record in records if record.get(name) is not None]
+    return round(float(statistics.mean(values)), 3)
 
 
 def _layout_of(text: str) -> str:

@@ -111,7 +111,8 @@ def test_unknown_arrangements_and_layouts_are_refused(capsys: pytest.CaptureFixt
 
 def test_the_rate_of_a_run_is_that_of_its_middle():
     def record(epoch: int, seconds: float) -> dict[str, object]:
-        return {"agent_step": 100 * epoch, "epoch_seconds": seconds, "limited_by": "learner", "staleness": 1.0}
+        record = {"agent_step": 100 * epoch, "epoch_seconds": seconds, "staleness/mean": 1.0}
+        return record | {"share/inference": epoch / 10}
 
     # The beginning is slow and the end is cut off: 10 s and 7 s for 100 steps, 2 s between.
     records = [record(epoch, 10.0 if epoch <= 3 else 2.0) for epoch in range(1, 10)] + [record(10, 7.0)]
@@ -119,7 +120,7 @@ def test_the_rate_of_a_run_is_that_of_its_middle():
     middle = service_bench.middle_of(records)
 
     assert middle["agent_steps_per_second"] == 50
-    assert middle["limited_by"] == "learner"
+    assert middle["shares"] == {"inference": 0.65}
 
 
 def test_a_run_is_compared_with_the_best_of_the_library():
