@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DONE, BAD_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 FLAGS = ("new", "detach", "dry_run")
 WATCH_INTERVAL_S = 2.0
+EVALUATE_HELP = """A run that is going on plays it itself, on its evaluators, and remembers the result. Stored policies
+are played in this process."""
 SETTINGS_HELP = """\
 Every setting has a dotted name: --trainer.ppo.clip-coef 0.2, --rollout.num-workers 4, --pacing.target-staleness 0.
 FILE is YAML with the same names; it changes a preset (--preset), and words of the command line change it.
@@ -168,13 +170,26 @@ def build_parser() -> argparse.ArgumentParser:
     one = of_run("audit", audit, "check from the journal that every agent step is accounted for")
     one.add_argument("--json", action="store_true", help="for programs")
 
+    one = of_run("curriculum", curriculum, "how every task stands: probability, attempts, score, learning progress")
+    one.add_argument("--json", action="store_true", help="for programs")
+    one = of_run("evaluations", evaluations, "a run's evaluations and its best policy")
+    one.add_argument("--json", action="store_true", help="for programs")
+
     playing = commands.add_parser(
-        "evaluate", help="play a suite with stored policies", description="play a suite with stored policies"
+        "evaluate", help="play a suite with a run's policy or with stored ones", description=EVALUATE_HELP
     )
-    playing.add_argument("policies", nargs="+", metavar="POLICY_URI", help="policy or run directory; random, scripted")
     playing.add_argument(
-        "--suite", default="navigation", metavar="NAME", help="default navigation; a wrong one lists all"
+        "policies", nargs="+", metavar="RUN|POLICY_URI", help="policy or run directory; random, scripted"
     )
+    playing.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="a wrong one lists all; default: for a run what suits its environment, else navigation",
+    )
+    playing.add_argument("--epoch", type=int, metavar="N", help="of a run: that checkpoint instead of the policy now")
+    playing.add_argument("--wait", action="store_true", help="for a run: until it has been played, with its result")
+    playing.add_argument("--here", action="store_true", help="play in this process, also if it names a run")
+    _add_places(playing)
     playing.add_argument("--episodes", type=int, metavar="N", help="of each simulation; default: the suite's")
     playing.add_argument("--against", metavar="A,B", help="more players, default random,scripted; also policies")
     playing.add_argument("--npc", metavar="POLICY_URI", help="drives the other agents of every environment")
@@ -442,13 +457,44 @@ def audit(options: argparse.Namespace) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
+    only_here = (options.against, options.npc, options.stats_db, options.replay_dir, options.json, options.time_limit)
+    is_for_here = options.here or len(options.policies) > 1 or any(value is not None for value in only_here)
+    if not is_for_here and _is_live_run(options, options.policies[0]):
+        return _evaluate_run(options)
+    return _evaluate_here(options)
+
+
+def _is_live_run(options: argparse.Namespace, name: str) -> bool:
+    from metta_ray.service.connection import recorded
+
+    record = recorded(_where(options), name)
+    return record is not None and not _is_final(record.state)
+
+
+def _evaluate_run(options: argparse.Namespace) -> int:
+    options.run = options.policies[0]
+    with _handle(options) as handle:
+        answer = handle.evaluate(options.suite or "", options.epoch, options.episodes, options.seed)
+        if not answer.get("ok") or not options.wait:
+            return _say(answer)
+        print(answer["message"], file=sys.stderr)
+        ended = handle.await_evaluation(answer["number"])
+    if ended.get("state") != "done":
+        return _say({"ok": False, "message": ended.get("reason") or ended.get("message")})
+    print(ended["text"] or ended)
+    return DONE
+
+
+def _evaluate_here(options: argparse.Namespace) -> int:
     import contextlib
 
     import torch
 
+    from metta_ray.agent.policy_store import PolicyStore
     from metta_ray.common.errors import ConfigError
     from metta_ray.eval.eval_stats_db import EvalStatsDB
     from metta_ray.eval.evaluate_policies import evaluate_policies
+    from metta_ray.service.run_config import data_directory
 
     for name, value in (
         ("episodes", options.episodes),
@@ -464,7 +510,7 @@ def evaluate(options: argparse.Namespace) -> int:
         stats_db = stack.enter_context(EvalStatsDB(options.stats_db)) if options.stats_db else None
         table = evaluate_policies(
             options.policies,
-            options.suite,
+            options.suite or "navigation",
             against=None if options.against is None else [name for name in options.against.split(",") if name],
             episodes=options.episodes,
             seed=options.seed,
@@ -473,6 +519,7 @@ def evaluate(options: argparse.Namespace) -> int:
             policy_agents_pct=options.policy_share,
             stats_db=stats_db,
             replay_dir=options.replay_dir,
+            policy_store=PolicyStore(data_dir=data_directory(options.data_dir, os.environ)),
             selector=options.selector,
             on_played=lambda label, seconds: print(f"{label}: {seconds:.0f} s", file=sys.stderr),
         )
@@ -482,6 +529,37 @@ def evaluate(options: argparse.Namespace) -> int:
     print(table.text())
     if options.json:
         Path(options.json).write_text(json.dumps(table.to_json(), indent=1) + "\n")
+    return DONE
+
+
+def evaluations(options: argparse.Namespace) -> int:
+    from metta_ray.metrics.run_tables import print_evaluations
+
+    known = _status(options)
+    if options.json:
+        print(json.dumps({"best": known.get("best"), **(known.get("evaluations") or {})}))
+    else:
+        print_evaluations(known, time.time(), sys.stdout)
+    return DONE
+
+
+def curriculum(options: argparse.Namespace) -> int:
+    from metta_ray.metrics.run_tables import print_curriculum
+    from metta_ray.service.connection import find_run
+    from metta_ray.service.curriculum_rows import task_table_of_journal
+
+    if _is_live_run(options, options.run):
+        with _handle(options) as handle:
+            answer = handle.curriculum()
+    else:
+        record = find_run(_where(options), options.run)
+        answer = task_table_of_journal(record.run_dir, record.config)
+    if not answer["ok"]:
+        return _say(answer)
+    if options.json:
+        print(json.dumps(answer))
+    else:
+        print_curriculum(answer, sys.stdout)
     return DONE
 
 

@@ -403,6 +403,42 @@ class FakeLearner(FakeChild):
             self.children.break_update(self.group)
 
 
+class FakeEvaluator(FakeChild):
+    """Plays on command (``finish``, ``refuse``). played: numbers of what it was asked to play, in order."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.played: list[int] = []
+
+    def on_evaluate(self, call: Call) -> None:
+        self.played.append(call.args[0].number)
+
+    def finish(self, **changes: Any) -> None:
+        """Answers what it plays; changes: of the result."""
+        call = self.open_calls("evaluate")[0]
+        call.answer(evaluation_result(call.args[0], **changes))
+
+    def refuse(self, reason: str) -> None:
+        self.open_calls("evaluate")[0].answer({"refused": reason})
+
+    def fail(self, error: Exception) -> None:
+        self.open_calls("evaluate")[0].fail(error)
+
+
+def evaluation_result(request: Any, **changes: Any) -> dict[str, Any]:
+    """What an evaluator answers. By default its policy is the best of all so far."""
+    own = {"policy": request.policy_uri, "version": request.version, "score": 0.5, "low": 0.4, "high": 0.6}
+    result = {
+        **own,
+        "suite": request.suite or "evaluation",
+        "simulations": [{"simulation": "one", "score": 0.5}],
+        "standing": {"compared": request.version or 1, "best": dict(own)},
+        "regression": None,
+        "text": f"evaluation of {request.policy_uri}",
+    }
+    return result | changes
+
+
 class FakeChildren:
     """Starts fake children; whoever waits lets the clock run, and what was scheduled happens.
 
@@ -424,7 +460,7 @@ class FakeChildren:
     # The protocol.
 
     def start(self, role: str, identity: Identity, *args: Any) -> Any:
-        kinds = {"rollout": FakeWorker, "learner": FakeLearner}
+        kinds = {"rollout": FakeWorker, "learner": FakeLearner, "evaluator": FakeEvaluator}
         child = kinds[role](self, identity, args)
         self.all.append(child)
         if self.start_seconds == 0:
@@ -468,6 +504,11 @@ class FakeChildren:
     def learners(self) -> list[FakeLearner]:
         """Living ones, in the order of their numbers."""
         return [child for child in self.all if isinstance(child, FakeLearner) and child.is_alive]
+
+    @property
+    def evaluators(self) -> list[FakeEvaluator]:
+        """Living ones, in the order of their numbers."""
+        return [child for child in self.all if isinstance(child, FakeEvaluator) and child.is_alive]
 
     def schedule(self, at: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._scheduled, (at, next(self._serial), action))

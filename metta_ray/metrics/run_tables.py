@@ -21,6 +21,10 @@ def print_status(status: Status, stream: TextIO) -> None:
     if status.get("learners"):
         print(file=stream)
         _print_rows("learners", ("name", "rank", "state", "pid", "node"), status["learners"], stream)
+    if (status.get("evaluations") or {}).get("evaluators"):
+        print(file=stream)
+        playing = ("name", "state", "evaluation", "pid", "node")
+        _print_rows("evaluators", playing, status["evaluations"]["evaluators"], stream)
     if status.get("ledger"):
         print(file=stream)
         print_ledger(status["ledger"], stream)
@@ -44,6 +48,42 @@ def print_runs(records: Sequence[Mapping[str, Any]], now: float, stream: TextIO)
         for record in records
     ]
     print_table(("run", "state", "agent steps", "of", "reward", "updated", "directory"), rows, stream)
+
+
+def print_evaluations(status: Status, now: float, stream: TextIO) -> None:
+    """The last evaluations of a run, oldest first, and its best policy."""
+    rows = [
+        [
+            one["number"],
+            one["policy"],
+            one["suite"],
+            one["asked_by"],
+            one["state"],
+            _score_text(one),
+            one["episodes"],
+            one["verdict"] or one["reason"],
+            one["seconds"],
+            f"{age(now - (one['ended_at'] or one['asked_at']))} ago",
+        ]
+        for one in (status.get("evaluations") or {}).get("list", ())
+    ]
+    if not rows:
+        print(f"run {status.get('run')} has no evaluations yet; ask for one: metta-ray evaluate RUN", file=stream)
+        return
+    columns = ("number", "policy", "suite", "asked by", "state", "score", "episodes", "outcome", "seconds", "when")
+    print_table(columns, rows, stream)
+    print(f"\nbest: {_best_text(status.get('best')) or 'none yet'}", file=stream)
+
+
+def print_curriculum(answer: Mapping[str, Any], stream: TextIO) -> None:
+    """A row per task, the most probable first."""
+    columns = ("task", "probability", "attempts", "score", "recent_score", "learning_progress")
+    rows = sorted(answer["rows"], key=lambda row: -row["probability"])
+    names = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    title = f"curriculum after epoch {answer['epoch']}, {answer['agent_step']:,} agent steps"
+    print_table(
+        [name.replace("_", " ") for name in names], [[row.get(name) for name in names] for row in rows], stream, title
+    )
 
 
 def print_ledger(totals: Mapping[str, Any], stream: TextIO) -> None:
@@ -87,6 +127,8 @@ def _facts(status: Status) -> list[tuple[str, Any]]:
         ("bottleneck", status.get("bottleneck")),
         ("failures", ", ".join(f"{cause} {count}" for cause, count in failures.items() if count)),
         ("checkpoint", _checkpoint_text(checkpoint)),
+        ("best policy", _best_text(status.get("best"))),
+        ("evaluations", _evaluation_counts(status.get("evaluations") or {})),
         ("generation", status.get("generation")),
         ("directory", status.get("run_dir")),
         ("dashboard", status.get("dashboard_url")),
@@ -107,6 +149,22 @@ def _checkpoint_text(checkpoint: Mapping[str, Any]) -> str:
     seconds = checkpoint.get("age_s")
     when = f", {age(seconds)} old" if seconds is not None else ""
     return f"{checkpoint['path']} (epoch {checkpoint.get('epoch')}{when})"
+
+
+def _best_text(best: Mapping[str, Any] | None) -> str:
+    return f"{best['path']} (epoch {best['version']}, score {_score_text(best)} in {best['suite']})" if best else ""
+
+
+def _score_text(one: Mapping[str, Any]) -> str:
+    value, low, high = one.get("score"), one.get("low"), one.get("high")
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _evaluation_counts(evaluations: Mapping[str, Any]) -> str:
+    names = ("waiting", "running", "done", "failed")
+    return ", ".join(f"{evaluations[name]} {name}" for name in names if evaluations.get(name))
 
 
 def _event_text(event: Any) -> str:

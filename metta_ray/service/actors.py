@@ -7,11 +7,15 @@ learner ``staging`` for the next batch and ``saving`` for checkpoints. Everythin
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ray
 
 from metta_ray.service.ray_facts import own_address
+
+NICENESS = 15
+"""Of evaluators: where they share a core with training, training goes first."""
 
 
 class RolloutWorkerActor:
@@ -85,13 +89,14 @@ class EvaluatorActor:
     def __init__(self, identity: Any, *args: Any) -> None:
         from metta_ray.service.evaluator import Evaluator
 
+        os.nice(NICENESS)
         self._evaluator = Evaluator(identity, *args)
 
     def __repr__(self) -> str:
         return repr(self._evaluator)
 
-    def evaluate(self, policy_uri: str) -> Any:
-        return self._evaluator.evaluate(policy_uri)
+    def evaluate(self, request: Any) -> Any:
+        return self._evaluator.evaluate(request)
 
     @ray.method(concurrency_group="control")
     def describe(self) -> Any:

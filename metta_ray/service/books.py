@@ -1,4 +1,5 @@
-"""What a run must never forget: ledger, curriculum, membership and live settings, written down as they change.
+"""What a run must never forget: ledger, curriculum, evaluations, membership and live settings, written down as they
+change.
 
 Everything is an event. ``record`` applies it and appends it to the journal; a coordinator that starts again opens
 the journal and has the same books. A commit is on the disk before anyone hears of it.
@@ -8,12 +9,14 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from metta_ray.common.errors import JournalError
 from metta_ray.common.util.state_directory import tree_from_bytes, tree_to_bytes
+from metta_ray.control import evaluation_queue
+from metta_ray.control.evaluation_queue import EvaluationQueue
 from metta_ray.control.ledger import Ledger
 from metta_ray.envs.tasks import Curriculum
 from metta_ray.service.audit import EVENTS, JOURNAL, WorkerTotals
@@ -23,27 +26,41 @@ logger = logging.getLogger(__name__)
 
 
 class Books:
-    """ledger, curriculum: see there. generation: number of coordinator starts so far.
+    """ledger, curriculum, evaluations: see there. generation: number of coordinator starts so far.
 
     next_number: of the next child (no two share one). members: number → what was recorded of a living child.
     settings: dotted name → value of settings changed while the run goes on. workers: what ``scale`` asked for last.
     """
 
-    def __init__(self, run_dir: Path, curriculum: Curriculum | None) -> None:
+    def __init__(self, run_dir: Path | None, curriculum: Curriculum | None) -> None:
+        """run_dir: where the journal lies; None: read from elsewhere, and not written (see ``of_records``)."""
         self.ledger = Ledger()
         self.curriculum = curriculum
+        self.evaluations = EvaluationQueue()
         self.generation = 0
         self.next_number = {"rollout": 0, "learner": 0, "evaluator": 0}
-        self.members: dict[str, dict[int, dict[str, Any]]] = {"rollout": {}, "learner": {}}
+        self.members: dict[str, dict[int, dict[str, Any]]] = {"rollout": {}, "learner": {}, "evaluator": {}}
         self.settings: dict[str, Any] = {}
         self.workers: str | None = None
         self._by_worker = WorkerTotals()
         self._unwritten: list[dict[str, Any]] = []
         self._fresh_curriculum = self.curriculum_state()
-        self._journal, records = Journal.open(run_dir / JOURNAL)
+        self.is_new = True
+        if run_dir is not None:
+            self._journal, records = Journal.open(run_dir / JOURNAL)
+            self._replay(records)
+
+    @classmethod
+    def of_records(cls, records: Iterable[Mapping[str, Any]], curriculum: Curriculum | None) -> Self:
+        """The books that the records of a journal lead to, to be looked at only."""
+        books = cls(None, curriculum)
+        books._replay(records)
+        return books
+
+    def _replay(self, records: Iterable[Mapping[str, Any]]) -> None:
         for record in records:
             self._apply(record)
-        self.is_new = not records
+            self.is_new = False
 
     def record(self, event: Mapping[str, Any], *, sync: bool = False) -> None:
         """Makes an event part of the books. LedgerError for one that cannot be; nothing has changed then.
@@ -85,6 +102,7 @@ class Books:
             "ledger": self.ledger.state_dict(),
             "by_worker": self._by_worker.state_dict(),
             "curriculum": self.curriculum_state(),
+            "evaluations": self.evaluations.state_dict(),
             "generation": self.generation,
             "next_number": dict(self.next_number),
             "members": {
@@ -129,6 +147,8 @@ class Books:
             if kind == "deliver" and self.curriculum is not None:
                 for task_id, score in event.get("outcomes", ()):
                     self.curriculum.complete_task(task_id, score)
+        elif kind == evaluation_queue.KIND:
+            self.evaluations.apply(event)
         elif kind == "snapshot":
             self._load_state_dict(event["state"])
         elif kind == "generation":
@@ -154,9 +174,11 @@ class Books:
         self._by_worker.load_state_dict(state["by_worker"])
         if self.curriculum is not None and state["curriculum"] is not None:
             self.curriculum.load_state_dict(_from_text(state["curriculum"]))
+        if "evaluations" in state:  # older journals have none
+            self.evaluations.load_state_dict(state["evaluations"])
         self.generation = state["generation"]
         self.next_number = dict(state["next_number"])
-        self.members = {
+        self.members |= {
             role: {int(number): member for number, member in members.items()}
             for role, members in state["members"].items()
         }

@@ -60,7 +60,7 @@ class Checkpointer:
         self._children = children
         self._announcer = announcer
         self._clock = clock
-        self._checkpoint_dir = checkpoint_dir
+        self.checkpoint_dir = checkpoint_dir
         self._keep_last = keep_last
         self._is_wanted = False
         self._not_before = 0.0
@@ -98,7 +98,7 @@ class Checkpointer:
         ledger = self._books.ledger
         contents = Contents(ledger.version, ledger.agent_step, stats, self._books.checkpoint_state(), is_final)
         # Workers answer between two fragments: before what they are ordered from now on.
-        future = self._learners.save(self._checkpoint_dir, contents, self._pool.snapshots(), self._keep_last)
+        future = self._learners.save(self.checkpoint_dir, contents, self._pool.snapshots(), self._keep_last)
         self._under_way = (future, ledger.version, self._clock())
 
     def _finish(self, future: Future, version: int, began: float) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from metta_ray.common.errors import ConfigError
 from metta_ray.common.util.typed_config import apply_overrides
 from metta_ray.control.run_state import RunState
+from metta_ray.service.curriculum_rows import task_table
+from metta_ray.service.evaluations import Wish
 from metta_ray.service.wiring import Parts
 
 LIVE_SECTIONS = ("optimizer", "ppo", "vtrace", "prioritized_experience_replay", "total_timesteps")
@@ -32,6 +34,12 @@ class Commands:
                 return self._unpause()
             case "checkpoint", ():
                 return self._checkpoint(answer, has_begun)
+            case "evaluate", (suite, epoch, episodes, seed):
+                return self._evaluate(Wish(self._version, "user", suite, episodes, seed), epoch, answer, has_begun)
+            case "evaluation", (number,):
+                return self._evaluation(number)
+            case "curriculum", ():
+                return self._curriculum()
             case "set", (name, value):
                 return self._set(name, value)
         raise ConfigError(f"unknown command {command!r} with {len(args)} values")
@@ -64,6 +72,25 @@ class Commands:
             return {"ok": True, "message": f"{checkpointer.newest.path} holds this very state already"}
         checkpointer.want(answer)
         return None
+
+    @property
+    def _version(self) -> int:
+        return self._parts.books.ledger.version
+
+    def _evaluate(self, wish: Wish, epoch: int | None, answer: Answer[Reply], has_begun: bool) -> Reply | None:
+        if not has_begun:
+            return {"ok": False, "message": "there is no policy yet: the learners are starting"}
+        return self._parts.evaluations.ask_by_command(wish, epoch, answer)
+
+    def _evaluation(self, number: int) -> Reply:
+        one = self._parts.books.evaluations.get(number)
+        if one is None:
+            return {"ok": False, "message": f"there is no evaluation {number}, or it was forgotten"}
+        return {"ok": True, **one.summary(), "text": one.result.get("text", "")}
+
+    def _curriculum(self) -> Reply:
+        ledger = self._parts.books.ledger
+        return {**task_table(self._parts.books.curriculum), "epoch": ledger.version, "agent_step": ledger.agent_step}
 
     def _set(self, name: str, value: Any) -> Reply:
         parts, name = self._parts, name.replace("-", "_")

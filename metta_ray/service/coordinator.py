@@ -35,7 +35,7 @@ from metta_ray.service.causes import failure_of
 from metta_ray.service.checkpointer import Newest
 from metta_ray.service.children import Child
 from metta_ray.service.commands import Commands, Reply
-from metta_ray.service.evaluation_job import EvaluationJob, evaluator_identity
+from metta_ray.service.evaluations import OWN_SUITE, Wish
 from metta_ray.service.identity import Identity, coordinator_name, namespace_of
 from metta_ray.service.layout import Speed
 from metta_ray.service.metrics_exporter import CoordinatorMetrics
@@ -84,7 +84,8 @@ class Coordinator:
         self._seen_by_driver = threading.Event()
         self._is_open = self._has_begun = False
         self._ending: RunState | None = None
-        self._evaluation: EvaluationJob | None = None
+        self._final_evaluation: int | None = None
+        self._is_playing = False
         self._epoch: dict[str, Any] = {}
         self._status: Reply = {}
         self._status_at = self._record_at = self._lease_at = self._nodes_at = float("-inf")
@@ -117,6 +118,20 @@ class Coordinator:
 
     def checkpoint(self) -> Reply:
         return self._ask("checkpoint", timeout_s=CHECKPOINT_COMMAND_S)
+
+    def evaluate(
+        self, suite: str = OWN_SUITE, epoch: int | None = None, episodes: int | None = None, seed: int = 0
+    ) -> Reply:
+        """Asks for an evaluation of a checkpoint, by default of the policy as it is now; its number is in the answer,
+        its result in ``evaluation``."""
+        return self._ask("evaluate", suite, epoch, episodes, seed, timeout_s=CHECKPOINT_COMMAND_S)
+
+    def evaluation(self, number: int) -> Reply:
+        return self._ask("evaluation", number)
+
+    def curriculum(self) -> Reply:
+        """How every task stands."""
+        return self._ask("curriculum")
 
     def set(self, name: str, value: Any) -> Reply:
         return self._ask("set", name, value)
@@ -167,6 +182,7 @@ class Coordinator:
         except LearnersLost as error:
             self._go_back(error)
         self._save_if_wanted()
+        self._evaluations.look_after()
         self._look_after_drivers()
         self._look_after_nodes()
         self._keep_up_appearances()
@@ -211,14 +227,17 @@ class Coordinator:
             snapshot_of=lambda slot: self._worker_snapshots.pop(slot, None),
             on_epoch=self._epoch_done,
             on_learner=self._learner_changed,
+            on_evaluation=self._evaluated,
         )
         self._children, self._pool, self._learners = parts.children, parts.pool, parts.learners
         self._pipeline, self._checkpointer = parts.pipeline, parts.checkpointer
+        self._evaluations = parts.evaluations
         self._command = Commands(parts)
         self._count.ask(self._books.workers or self._count.configured)
         self._is_open = True
         self._refresh_status()
         self._metrics.open(self._status)
+        self._take_over_evaluators()
         self._is_adopting = self._was_restarted and self._adopt_learners()
         if self._is_adopting:
             return
@@ -268,6 +287,18 @@ class Coordinator:
         living = [self._find("learner", number) for number in sorted(self._books.members["learner"])]
         self._learners.adopt([child for child in living if child is not None])
         return bool(self._learners.newcomers)
+
+    def _take_over_evaluators(self) -> None:
+        """Whatever becomes of the learners: what is being played goes on. Those of an earlier start of the run end."""
+
+        def find(number: int) -> Child | None:
+            child = self._find("evaluator", number)
+            if child is not None and not self._was_restarted:
+                child.kill(None)
+                return None
+            return child
+
+        self._evaluations.pool.take_over(list(self._books.members["evaluator"]), find)
 
     def _resume_after_restart(self) -> None:
         """Takes over what the learners finished meanwhile, then asks the workers again for what they owe."""
@@ -340,6 +371,9 @@ class Coordinator:
         self._announcer.tell(shown | {"total_timesteps": self._pipeline.total_timesteps, "workers": workers})
         if is_due(epoch, epoch - 1, self._config.trainer.checkpoint.checkpoint_interval):
             self._checkpointer.want()
+        is_last = self._config.evaluate and self._pipeline.is_finished  # which is evaluated anyway
+        if is_due(epoch, epoch - 1, self._config.trainer.simulation.evaluate_interval) and not is_last:
+            self._evaluations.want(Wish(epoch, "interval"))
         self._save_if_wanted()  # now, so that in synchronous mode the cut lies between two batches
         resize = self._count.observe(record, len(self._pool.ready))
         if resize is not None:
@@ -427,16 +461,14 @@ class Coordinator:
             return False
         if not self._has_begun:
             return self._finish(self._ending, "ended before training began")
-        if self._evaluation is not None:
-            return self._await_evaluation(self._evaluation)
+        if self._is_playing:
+            return self._await_evaluations()
         if not self._pipeline.is_quiet:
             return False
         self._pipeline.drop_queued("surplus" if self._ending is RunState.DONE else "stopped")
         if not self._is_saved():
             return False
-        newest = self._checkpointer.newest
-        if self._ending is RunState.DONE and self._config.evaluate and newest is not None:
-            self._begin_evaluation(newest.path)
+        if self._ending is RunState.DONE and self._begin_last_evaluations():
             return False
         return self._finish(self._ending, "")
 
@@ -449,20 +481,30 @@ class Coordinator:
         checkpointer.want()
         return False
 
-    def _begin_evaluation(self, path: str) -> None:
+    def _begin_last_evaluations(self) -> bool:
+        """Whether there is something left to be played before the run is over."""
+        newest = self._checkpointer.newest
+        if self._config.evaluate and newest is not None:
+            self._final_evaluation = self._evaluations.ask_for_the_last(newest)
+        self._evaluations.give_up_wishes("the run has ended")
+        if self._final_evaluation is None and self._evaluations.is_idle:
+            return False
         self._announcer.enter(RunState.EVALUATING, "playing evaluation episodes")
         self._pool.wanted = 0  # their cores are free for it
-        identity = evaluator_identity(self.run, self._books.take_number("evaluator"), self._books.generation)
-        self._evaluation = EvaluationJob(
-            self._children, identity, self._config.model_dump(), self._dirs.run_dir, f"file://{path}", self._clock
-        )
+        self._is_playing = True
+        return True
 
-    def _await_evaluation(self, evaluation: EvaluationJob) -> bool:
+    def _await_evaluations(self) -> bool:
         if self._ending is RunState.STOPPED:
-            evaluation.cancel()
             return self._finish(RunState.STOPPED, "stopped during the evaluation; training is complete")
-        table = evaluation.poll()
-        return table is not None and self._finish(RunState.DONE, table)
+        if not self._evaluations.is_idle:
+            return False
+        return self._finish(RunState.DONE, self._evaluations.text_of(self._final_evaluation))
+
+    def _evaluated(self, result: dict[str, Any]) -> None:
+        """Told of each result of an evaluation."""
+        scores = {row["simulation"]: row["score"] for row in result["simulations"] if row["score"] is not None}
+        self._metrics.evaluation(scores, result["version"])
 
     def _finish(self, how: RunState, text: str) -> bool:
         newest = self._checkpointer.newest
@@ -494,6 +536,7 @@ class Coordinator:
             try:
                 self._pool.stop()
                 self._learners.stop()
+                self._evaluations.pool.stop()
                 self._log.close()
                 for number in list(self._books.members["rollout"]):
                     self._books.record({"kind": "left", "role": "rollout", "number": number})
@@ -587,7 +630,7 @@ class Coordinator:
             return None
         if not self._has_begun and self._learners.newcomers:
             return self._children.missing_resources("learner", len(self._learners.newcomers)) or "the learners' start"
-        missing = self._pool.waiting_for()
+        missing = self._pool.waiting_for() or self._evaluations.pool.waiting_for()
         if missing is None and self._pool.wanted and not self._pool.ready:
             return "the first rollout worker to start"
         return missing
@@ -613,6 +656,8 @@ class Coordinator:
                 policy_version=status.get("policy_version", 0),
                 reward=status.get("reward"),
                 message=announcer.message,
+                best=status.get("best"),
+                evaluations=status.get("evaluations", {}),
                 config=self._config.record(),
             )
         )

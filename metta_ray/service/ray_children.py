@@ -135,10 +135,13 @@ class RayChildren:
         return {"num_cpus": evaluator.num_cpus, "resources": dict(evaluator.resources)}
 
     def _needed(self, role: str) -> dict[str, float]:
-        section = self._config.rollout if role == "rollout" else self._config.learner
-        need = {"CPU": section.num_cpus, "GPU": section.num_gpus}
-        if role == "rollout":
-            need |= self._config.rollout.resources
+        if role == "learner":
+            need = {"CPU": self._config.learner.num_cpus, "GPU": self._config.learner.num_gpus}
+        elif role == "rollout":
+            rollout = self._config.rollout
+            need = {"CPU": rollout.num_cpus, "GPU": rollout.num_gpus, **rollout.resources}
+        else:
+            need = {"CPU": self._config.evaluator.num_cpus, **self._config.evaluator.resources}
         return {name: amount for name, amount in need.items() if amount}
 
     def _learners(self) -> PlacementGroup:

@@ -137,7 +137,19 @@ class LearnerConfig(StrictModel):
 
 
 class EvaluatorConfig(StrictModel):
-    """Where finished policies are played: an actor that exists while an evaluation lasts."""
+    """Where finished policies are played: actors that exist while there is something to play."""
+
+    max_evaluators: _PositiveInt = Field(
+        default=1, description="evaluations at a time; more keep up with short intervals, each takes a core"
+    )
+    deadline_s: _Seconds = Field(
+        default=900.0,
+        description="time for one evaluation: episodes that do not end within a third of it are cut off, one that "
+        "takes longer counts as hung and is tried again; short finds hangs, long suits large suites",
+    )
+    idle_s: _Amount = Field(
+        default=30.0, description="an idle evaluator ends after this; long spares starts, short frees its memory"
+    )
 
     num_cpus: _Amount = Field(
         default=0.0, description="cores Ray reserves; 0 plays on whatever is idle, 1 waits for a core of its own"

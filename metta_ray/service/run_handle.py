@@ -51,6 +51,26 @@ class RunHandle:
     def checkpoint(self) -> Answer:
         return self._ask("checkpoint", timeout_s=CHECKPOINT_TIMEOUT_S)
 
+    def evaluate(self, suite: str = "", epoch: int | None = None, episodes: int | None = None, seed: int = 0) -> Answer:
+        """Asks for an evaluation of the run's policy as it is now, or of the checkpoint of an epoch.
+
+        Its ``number`` is in the answer. suite: a name, or "" for what suits the training environment."""
+        return self._ask("evaluate", suite, epoch, episodes, seed, timeout_s=CHECKPOINT_TIMEOUT_S)
+
+    def evaluation(self, number: int) -> Answer:
+        """What became of an evaluation so far: ``state``, ``score``, ``low``, ``high``, ``text``, …"""
+        return self._ask("evaluation", number, timeout_s=COMMAND_TIMEOUT_S)
+
+    def await_evaluation(self, number: int, interval_s: float = 1.0) -> Answer:
+        """The same once it has ended; there is no deadline but its own."""
+        while (answer := self.evaluation(number)).get("state") in ("waiting", "running"):
+            time.sleep(interval_s)
+        return answer
+
+    def curriculum(self) -> Answer:
+        """How every task of the curriculum stands: ``rows``."""
+        return self._ask("curriculum", timeout_s=COMMAND_TIMEOUT_S)
+
     def set(self, name: str, value: str) -> Answer:
         return self._ask("set", name, value, timeout_s=COMMAND_TIMEOUT_S)
 

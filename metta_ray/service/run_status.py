@@ -13,7 +13,16 @@ from metta_ray.service.wiring import Parts
 def facts_before_opening(wanted: int, useful: int) -> dict[str, Any]:
     """The same names while nothing is there yet, so that whoever asks early need not ask differently."""
     none = {"wanted": wanted, "ready": 0, "starting": 0, "draining": 0, "useful": useful, "started": 0, "list": []}
-    return {"agent_step": 0, "policy_version": 0, "epoch": 0, "workers": none, "learners": [], "failures": {}}
+    return {
+        "agent_step": 0,
+        "policy_version": 0,
+        "epoch": 0,
+        "workers": none,
+        "learners": [],
+        "failures": {},
+        "best": None,
+        "evaluations": {},
+    }
 
 
 def facts_of(parts: Parts, epoch: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +53,7 @@ def facts_of(parts: Parts, epoch: Mapping[str, Any]) -> dict[str, Any]:
             "failures": parts.checkpointer.failures,
             "all_failures": parts.checkpointer.all_failures,
         },
+        **parts.evaluations.facts(),
         "settings": dict(parts.books.settings),
         "unwritten_events": parts.books.unwritten,
         "bytes_outstanding": parts.pipeline.bytes_outstanding,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from metta_ray.service.announcer import Announcer
 from metta_ray.service.books import Books
 from metta_ray.service.checkpointer import Checkpointer
+from metta_ray.service.evaluation_pool import EvaluationPool, Result
+from metta_ray.service.evaluations import Evaluations
 from metta_ray.service.layout import Speed
 from metta_ray.service.learner_group import LearnerGroup
 from metta_ray.service.pipeline import TrainingPipeline
@@ -38,6 +41,7 @@ class Parts:
     learners: LearnerGroup
     pipeline: TrainingPipeline
     checkpointer: Checkpointer
+    evaluations: Evaluations
 
 
 def build_parts(
@@ -55,9 +59,10 @@ def build_parts(
     snapshot_of: Callable[[int], Any],
     on_epoch: Callable[[dict[str, Any]], None],
     on_learner: Callable[[str, int, Mapping[str, Any]], None],
+    on_evaluation: Callable[[Result], None],
 ) -> Parts:
-    """snapshot_of: slot → state that the slot's next worker goes on from, or None. on_epoch, on_learner: told of each
-    commit, and of replicas that come and go."""
+    """snapshot_of: slot → state that the slot's next worker goes on from, or None. on_epoch, on_learner, on_evaluation:
+    told of each commit, of replicas that come and go, and of each result."""
     children = RayChildren(config, run)
     settings = config.model_dump()
     replica_arguments = (settings, sizes, spec, run_dir, leave_nonce(run_dir))
@@ -98,4 +103,30 @@ def build_parts(
     checkpointer = Checkpointer(
         books, pool, learners, children, announcer, clock, checkpoint.checkpoint_dir, checkpoint.keep_last
     )
-    return Parts(config, sizes, clock, books, count, announcer, children, pool, learners, pipeline, checkpointer)
+    evaluators = EvaluationPool(
+        config,
+        children,
+        run,
+        clock,
+        time.time,
+        books.evaluations,
+        lambda event: books.record(event, sync=True),
+        lambda: (settings, run_dir),
+        lambda: books.take_number("evaluator"),
+        books.generation,
+    )
+    evaluations = Evaluations(books, evaluators, checkpointer, announcer, time.time, on_evaluation)
+    return Parts(
+        config,
+        sizes,
+        clock,
+        books,
+        count,
+        announcer,
+        children,
+        pool,
+        learners,
+        pipeline,
+        checkpointer,
+        evaluations,
+    )

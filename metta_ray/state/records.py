@@ -18,7 +18,10 @@ _RecordT = TypeVar("_RecordT", bound="RunRecord | EventRecord")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """How to find a run, and how far it is. ``state`` is a value of RunState; the newest generation owns the record."""
+    """How to find a run, and how far it is. ``state`` is a value of RunState; the newest generation owns the record.
+
+    best: the best policy so far. evaluations: as in the run's status, with the last ones as ``list``.
+    """
 
     name: str
     run_dir: str
@@ -36,6 +39,8 @@ class RunRecord:
     policy_version: int = 0
     reward: float | None = None
     message: str = ""
+    best: dict[str, Any] | None = None
+    evaluations: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from metta_ray.state.journal import SNAPSHOT, read_records
 ROOT = Path(__file__).parents[2]
 INSIDE = Path(__file__).parent / "inside"
 REMOTE_CONTROL = Path(__file__).parent / "remote_control.py"
-ROLES = ("rollout", "learner", "coordinator")
+ROLES = ("rollout", "learner", "evaluator", "coordinator")
 START_S = 90.0
 END_S = 120.0
 SLACK = 6.0

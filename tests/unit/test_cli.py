@@ -320,3 +320,85 @@ def test_python_m_metta_ray_is_the_same_command():
 
     assert done.returncode == 2
     assert done.stderr.startswith("error: run_name='x/y'")
+
+
+def test_evaluate_asks_a_run_that_is_going_on_and_waits_for_its_table(
+    tmp_path: Path, live: Any, capsys: pytest.CaptureFixture[str]
+):
+    store_run(tmp_path, state="running")
+    asked = {"ok": True, "message": "evaluation 3 of model_0012 is asked for", "number": 3}
+    handle = live(Handle(evaluate=asked, await_evaluation={"ok": True, "state": "done", "text": "the table"}))
+
+    assert cli.main(["evaluate", "nav-7", "--suite", "memory", "--epoch", "12", "--seed", "5"]) == 0
+    assert "evaluation 3 of model_0012" in capsys.readouterr().out
+    assert handle.calls[1:] == [("evaluate", "memory", 12, None, 5)]
+
+    assert cli.main(["evaluate", "nav-7", "--wait"]) == 0
+    assert capsys.readouterr().out == "the table\n"
+    assert handle.calls[-2:] == [("evaluate", "", None, None, 0), ("await_evaluation", 3)]
+
+
+def test_an_evaluation_that_failed_says_why(tmp_path: Path, live: Any, capsys: pytest.CaptureFixture[str]):
+    store_run(tmp_path, state="running")
+    live(
+        Handle(
+            evaluate={"ok": True, "message": "", "number": 0}, await_evaluation={"state": "failed", "reason": "gone"}
+        )
+    )
+
+    assert cli.main(["evaluate", "nav-7", "--wait"]) == 3
+    assert "error: gone" in capsys.readouterr().err
+
+
+def test_what_no_run_is_called_is_a_policy_to_be_played_here(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["evaluate", "no_such_policy"]) == 3
+    assert "no policy at 'no_such_policy'" in capsys.readouterr().err
+
+
+def test_evaluations_are_listed_with_the_best_policy_also_after_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    one = {"number": 0, "policy": "model_0012", "suite": "navigation", "asked_by": "interval", "state": "done"}
+    one |= {"score": 0.5, "low": 0.4, "high": 0.6, "episodes": 120, "verdict": "promoted", "reason": "", "seconds": 9.5}
+    one |= {"asked_at": time.time(), "ended_at": time.time()}
+    best = {"path": "/runs/nav-7/checkpoints/model_0012", "version": 12, "suite": "navigation", "score": 0.5}
+    store_run(tmp_path, best=best | {"low": 0.4, "high": 0.6}, evaluations={"done": 1, "list": [one]})
+
+    assert cli.main(["evaluations", "nav-7"]) == 0
+    shown = capsys.readouterr().out
+    assert "0.500 [0.400, 0.600]" in shown
+    assert "best: /runs/nav-7/checkpoints/model_0012 (epoch 12" in shown
+    assert cli.main(["status", "nav-7"]) == 0
+    shown = capsys.readouterr().out
+    assert "best policy" in shown
+    assert "1 done" in shown
+    assert cli.main(["evaluations", "nav-7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["best"]["version"] == 12
+
+
+def test_a_run_without_evaluations_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    store_run(tmp_path)
+
+    assert cli.main(["evaluations", "nav-7"]) == 0
+    assert "has no evaluations yet" in capsys.readouterr().out
+
+
+def test_the_curriculum_of_a_run_is_a_table(tmp_path: Path, live: Any, capsys: pytest.CaptureFixture[str]):
+    store_run(tmp_path, state="running")
+    rows = [{"task": "near", "probability": 0.25, "attempts": 8, "score": 0.5, "learning_progress": None}]
+    rows.append({**rows[0], "task": "far", "probability": 0.75})
+    live(Handle(curriculum={"ok": True, "rows": rows, "epoch": 3, "agent_step": 4096}))
+
+    assert cli.main(["curriculum", "nav-7"]) == 0
+    title, header, first, _ = capsys.readouterr().out.splitlines()
+    assert "4,096 agent steps" in title
+    assert header.split() == ["task", "probability", "attempts", "score"]
+    assert first.split() == ["far", "0.75", "8", "0.5"]
+
+
+def test_a_run_without_a_curriculum_is_refused_in_words(tmp_path: Path, live: Any, capsys: pytest.CaptureFixture[str]):
+    store_run(tmp_path, state="running")
+    live(Handle(curriculum={"ok": False, "message": "one environment, without a curriculum"}))
+
+    assert cli.main(["curriculum", "nav-7"]) == 3
+    assert "without a curriculum" in capsys.readouterr().err

@@ -159,6 +159,23 @@ def _note_weights(learner: Any, order: Any) -> None:
         file.write(f"{order.group} {order.version + 1} {digest.hexdigest()}\n")
 
 
+def _evaluator(module: ModuleType) -> None:
+    def born(evaluator: Any, identity: Any, *args: Any, **kwargs: Any) -> None:
+        _belongs_to(identity.run)
+        reached("evaluator.start")
+        construct(evaluator, identity, *args, **kwargs)
+        _is_born(f"evaluator-{identity.number}")
+
+    def evaluate_and_tell(evaluator: Any, request: Any) -> Any:
+        reached("evaluator.evaluate")
+        result = evaluate(evaluator, request)
+        reached("evaluator.evaluated")
+        return result
+
+    construct, evaluate = module.Evaluator.__init__, module.Evaluator.evaluate
+    module.Evaluator.__init__, module.Evaluator.evaluate = born, evaluate_and_tell
+
+
 def _checkpoint(module: ModuleType) -> None:
     def write_and_tell(*args: Any, **kwargs: Any) -> Any:
         reached("learner.save")
@@ -204,6 +221,7 @@ def _mettagrid(module: ModuleType) -> None:
 WRAPPED: dict[str, Callable[[ModuleType], None]] = {
     "metta_ray.service.rollout_worker": _rollout_worker,
     "metta_ray.service.learner": _learner,
+    "metta_ray.service.evaluator": _evaluator,
     "metta_ray.service.checkpoint": _checkpoint,
     "metta_ray.service.coordinator": _coordinator,
     "metta_ray.state.journal": _journal,

@@ -228,3 +228,30 @@ def test_members_are_those_that_joined_and_did_not_leave(tmp_path: Path):
 
     assert list(again.members["rollout"]) == [0, 2]
     assert again.next_number["rollout"] == 3
+
+
+def test_evaluations_are_known_again_also_after_a_compaction(tmp_path: Path):
+    books = books_in(tmp_path)
+    asked = {"kind": "evaluation", "what": "asked", "number": 0, "at": 1.0, "policy_uri": "file:///a", "version": 3}
+    books.record(asked)
+    books.record({"kind": "joined", "role": "evaluator", "number": 0, "incarnation": "life", "generation": 1})
+    books.compact()
+    books.record({"kind": "evaluation", "what": "started", "number": 0, "evaluator": 0, "until": 9.0})
+
+    again = reopened(books, tmp_path)
+
+    assert again.evaluations.state_dict() == books.evaluations.state_dict()
+    assert again.evaluations[0].evaluator == 0
+    assert list(again.members["evaluator"]) == [0]
+
+
+def test_a_journal_from_before_there_were_evaluations_is_read(tmp_path: Path):
+    books = books_in(tmp_path)
+    state = books.state_dict()
+    del state["evaluations"], state["members"]["evaluator"]
+    books.record({"kind": "snapshot", "state": state})
+
+    again = reopened(books, tmp_path)
+
+    assert again.evaluations.is_idle
+    assert again.members["evaluator"] == {}
