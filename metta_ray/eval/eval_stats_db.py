@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from metta_ray.common.errors import StatsDBError
 from metta_ray.sim.results import SCORE, PlayedEpisode, PolicyKey, SimulationResult, SuiteResult
@@ -320,7 +320,7 @@ class EvalStatsDB:
     def close(self) -> None:
         self._db.close()
 
-    def __enter__(self) -> EvalStatsDB:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
