@@ -227,7 +227,6 @@ class Coordinator:
             snapshot_of=lambda slot: self._worker_snapshots.pop(slot, None),
             on_epoch=self._epoch_done,
             on_learner=self._learner_changed,
-            on_evaluation=self._evaluated,
         )
         self._children, self._pool, self._learners = parts.children, parts.pool, parts.learners
         self._pipeline, self._checkpointer = parts.pipeline, parts.checkpointer
@@ -500,11 +499,6 @@ class Coordinator:
         if not self._evaluations.is_idle:
             return False
         return self._finish(RunState.DONE, self._evaluations.text_of(self._final_evaluation))
-
-    def _evaluated(self, result: dict[str, Any]) -> None:
-        """Told of each result of an evaluation."""
-        scores = {row["simulation"]: row["score"] for row in result["simulations"] if row["score"] is not None}
-        self._metrics.evaluation(scores, result["version"])
 
     def _finish(self, how: RunState, text: str) -> bool:
         newest = self._checkpointer.newest

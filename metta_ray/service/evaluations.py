@@ -51,8 +51,6 @@ class Wish:
 
 
 class Evaluations:
-    """on_result: told of each result, for metrics."""
-
     def __init__(
         self,
         books: Books,
@@ -60,7 +58,6 @@ class Evaluations:
         checkpointer: Checkpointer,
         announcer: Announcer,
         wall: Callable[[], float],
-        on_result: Callable[[Result], None] = lambda result: None,
     ) -> None:
         self.pool = pool
         self._books = books
@@ -68,7 +65,6 @@ class Evaluations:
         self._checkpointer = checkpointer
         self._announcer = announcer
         self._wall = wall
-        self._on_result = on_result
         self._wishes: list[Wish] = []
 
     # Asking.
@@ -224,7 +220,6 @@ class Evaluations:
             self._announcer.event(
                 "evaluation_regressed", f"{name}: {lost} below epoch {drop['best_version']}, the best so far{where}"
             )
-        self._on_result(result)
 
     def _promote(self, asked_suite: str, suite: str, best: dict[str, Any], before: dict[str, Any] | None) -> None:
         instead = f" instead of epoch {before['version']}" if before else ""

@@ -10,7 +10,7 @@ from typing import Any
 from metta_ray.service.announcer import Announcer
 from metta_ray.service.books import Books
 from metta_ray.service.checkpointer import Checkpointer
-from metta_ray.service.evaluation_pool import EvaluationPool, Result
+from metta_ray.service.evaluation_pool import EvaluationPool
 from metta_ray.service.evaluations import Evaluations
 from metta_ray.service.layout import Speed
 from metta_ray.service.learner_group import LearnerGroup
@@ -59,10 +59,9 @@ def build_parts(
     snapshot_of: Callable[[int], Any],
     on_epoch: Callable[[dict[str, Any]], None],
     on_learner: Callable[[str, int, Mapping[str, Any]], None],
-    on_evaluation: Callable[[Result], None],
 ) -> Parts:
-    """snapshot_of: slot → state that the slot's next worker goes on from, or None. on_epoch, on_learner, on_evaluation:
-    told of each commit, of replicas that come and go, and of each result."""
+    """snapshot_of: slot → state that the slot's next worker goes on from, or None. on_epoch, on_learner: told of each
+    commit, and of replicas that come and go."""
     children = RayChildren(config, run)
     settings = config.model_dump()
     replica_arguments = (settings, sizes, spec, run_dir, leave_nonce(run_dir))
@@ -115,7 +114,7 @@ def build_parts(
         lambda: books.take_number("evaluator"),
         books.generation,
     )
-    evaluations = Evaluations(books, evaluators, checkpointer, announcer, time.time, on_evaluation)
+    evaluations = Evaluations(books, evaluators, checkpointer, announcer, time.time)
     return Parts(
         config,
         sizes,

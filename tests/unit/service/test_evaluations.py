@@ -44,14 +44,12 @@ class Place(Evaluating):
         super().__init__(run_dir)
         self.checkpointer = FakeCheckpointer(run_dir / "checkpoints")
         self.announcer = Announcer("fake")
-        self.results: list[dict[str, Any]] = []
         self.evaluations = Evaluations(
             self.books,
             self.pool,
             self.checkpointer,  # type: ignore[arg-type]
             self.announcer,
             self.clock,
-            self.results.append,
         )
 
     def turn(self, times: int = 3) -> None:
@@ -126,7 +124,6 @@ def test_the_first_result_is_the_best_and_it_stays_pinned_until_a_better_one_com
     assert place.evaluations.best()["version"] == 2  # type: ignore[index]
     assert (policy_pins.is_pinned(first), policy_pins.is_pinned(second)) == (False, True)
     assert place.announcer._counts["best_policy"] == 2
-    assert place.results[-1]["version"] == 2
 
 
 def test_a_policy_that_is_not_better_beyond_doubt_is_kept_and_one_that_is_worse_is_told(place: Place):
