@@ -49,8 +49,8 @@ def measure(words: dict[str, str], workers: Sequence[int], seconds: float) -> li
 
     from metta_ray.agent import spec_json
     from metta_ray.bench.control_loop import ControlLoop
-    from metta_ray.rl.rates import measure_service_times
     from metta_ray.rl.vecenv import training_factory
+    from metta_ray.service.rates import measure_service_times
     from metta_ray.service.ray_children import RayChildren
     from metta_ray.service.shared_directory import leave_nonce
 

@@ -104,8 +104,8 @@ def _on_this_node(config: dict[str, Any]) -> dict[str, Any]:
 def _measure(config: RunConfig) -> dict[str, Any]:
     from metta_ray.agent.agent_config import agent_config_from
     from metta_ray.agent.formulations import choose_formulation
-    from metta_ray.rl.rates import measure_service_times
     from metta_ray.rl.vecenv import training_factory
+    from metta_ray.service.rates import measure_service_times
 
     spec, trainer = training_factory(config.trainer).spec(), config.trainer
     agent = agent_config_from(config.agent, default_architecture="mlp" if spec.vocabulary is None else "default")

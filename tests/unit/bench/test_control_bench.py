@@ -21,11 +21,26 @@ def test_control_reports_rate_dispatch_and_memory():
     assert {"memory_growth_mb", "goal_fragments_per_second", "goal_dispatch_p99_ms"} <= row.keys()
 
 
-def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_large_run_keeps_its_books_and_reports_turns(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(control_bench, "FRAGMENT_S", 0.1)
+
+    row = control_bench.measure_large(workers=32, replicas=4, seconds=0.5)
+
+    assert row["imbalance"] == 0
+    assert row["capacity_fragments_per_second"] > 0
+    assert 0 < row["fragments_per_second"] <= 1.2 * 32 / 0.1
+    assert 0 <= row["turn_p50_ms"] <= row["turn_p99_ms"]
+
+
+def test_the_command_prints_a_table_and_writes_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(control_bench, "LARGE", ((2, 1),))
+    monkeypatch.setattr(control_bench, "FRAGMENT_S", 0.05)
     assert main(["control", "--seconds", "0.5", "--json", str(tmp_path / "bench.json")]) == 0
 
     assert "fragments per second" in capsys.readouterr().out
-    assert {"machine", "in_process"} == set(json.loads((tmp_path / "bench.json").read_text()))
+    assert {"machine", "in_process", "large"} == set(json.loads((tmp_path / "bench.json").read_text()))
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from metta_ray.control.rates import ServiceTimes
-from metta_ray.rl import rates
 from metta_ray.rl.presets import preset_settings
 from metta_ray.rl.trainer_config import TrainerConfig
+from metta_ray.service import rates
 
 
 def trainer_of(preset: str) -> tuple[TrainerConfig, dict]:
