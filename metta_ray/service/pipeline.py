@@ -13,8 +13,9 @@ Only references and headers pass through here. What must survive is in the books
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any
 
 from metta_ray.common.errors import RunFailed
@@ -168,13 +169,13 @@ class TrainingPipeline:
     def _accept_in_order(self) -> None:
         """Takes in what arrived. In synchronous mode in the order of tickets, whoever was faster."""
         ledger = self._books.ledger
-        while self._arrived:
-            ticket = min(self._arrived)
-            earlier = (t for t in ledger.open_tickets if t < ticket and ledger.state_of(t) is TicketState.IN_FLIGHT)
-            if self._is_synchronous and any(True for _ in earlier):
+        for ticket in sorted(self._arrived):
+            if self._is_synchronous and any(
+                earlier < ticket and ledger.state_of(earlier) is TicketState.IN_FLIGHT
+                for earlier in ledger.open_tickets
+            ):
                 return
-            event = self._arrived.pop(ticket)
-            self._accept(event)
+            self._accept(self._arrived.pop(ticket))
 
     def _accept(self, event: Delivered) -> None:
         header, ledger = event.header, self._books.ledger
@@ -323,17 +324,17 @@ class TrainingPipeline:
         workers = self._pool.ready
         if self._is_synchronous and len(workers) < self._pool.to_be_filled:
             return  # the same workers make each batch
-        credits = self._credits()
-        turn = 0
-        while credits > 0 and workers:
-            if self._is_synchronous:
-                worker, turn = workers[turn % len(workers)], turn + 1
-            else:
-                worker = min(workers, key=lambda member: len(member.orders))
-                if len(worker.orders) >= self._config.rollout.tickets_per_worker:
-                    return
+        for worker in islice(self._in_turn(workers), max(0, self._credits())):
             self._issue(worker)
-            credits -= 1
+
+    def _in_turn(self, workers: list[Member]) -> Iterator[Member]:
+        """Who gets the next tickets: always the same workers one after another where batches are repeatable, else the
+        least busy first, until all have as many as they may."""
+        if self._is_synchronous:
+            yield from cycle(workers)
+            return
+        for held in range(self._config.rollout.tickets_per_worker):
+            yield from [worker for worker in workers if len(worker.orders) == held]
 
     def _credits(self) -> int:
         ledger, sizes = self._books.ledger, self._sizes
@@ -387,7 +388,6 @@ class TrainingPipeline:
         self._settle(ticket, stream)
 
     def _settle(self, ticket: int, stream: int) -> None:
-        for member in (*self._pool.members.values(), *self._pool.draining):
-            if member.number == stream:
-                member.settled.append(ticket)
-                return
+        member = self._pool.with_number(stream)
+        if member is not None:
+            member.settled.append(ticket)
