@@ -90,7 +90,7 @@ function overview() {
     ["environment", setting("trainer.curriculum", "trainer.env")],
     ["preset", setting("preset")],
     ["agent steps", (run) => newest(run, "agent_step")],
-    ["of", setting("trainer.total_timesteps")],
+    ["agent steps, planned", setting("trainer.total_timesteps")],
     ["epochs", (run) => run.epochs],
     ["training time", (run) => duration(newest(run, "time_h"))],
     ["agent steps/s, mean", (run) => newest(run, "agent_step") / ((newest(run, "time_h") || NaN) * 3600)],
