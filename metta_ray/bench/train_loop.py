@@ -41,8 +41,8 @@ from metta_ray.rl.rollout import perform_rollout_step
 from metta_ray.rl.session import prepare_process
 from metta_ray.rl.trainer_config import TrainerConfig
 
-WARM_UP_EPOCHS = 2
-MIN_EPOCHS = 3
+WARM_UP_EPOCHS = 1
+MIN_EPOCHS = 2
 ENVIRONMENTS = {
     "simple": "/env/mettagrid/curriculum/simple",
     "bucketed": "/env/mettagrid/curriculum/navigation/bucketed",
@@ -143,7 +143,7 @@ class Loop:
         """Over all ranks; waits for them."""
         return sum_over_ranks(count)
 
-    def profile(self, epochs: int = 2) -> dict[str, float]:
+    def profile(self, epochs: int = 1) -> dict[str, float]:
         """Microseconds per agent step of this rank, by part."""
         times, steps = PartTimes(), epochs * self.task.batch
         with times.watching(parts_of_the_library()):

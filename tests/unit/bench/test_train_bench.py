@@ -44,7 +44,7 @@ def test_a_second_inside_another_part_counts_once_and_the_rest_is_bookkeeping():
 def test_the_loop_measures_itself_its_parts_and_their_floor():
     result = measure(LoopTask(network="light", workload="simple", floor_seconds=0.01, **TINY))
 
-    assert len(result["rates"]) >= 3
+    assert len(result["rates"]) >= 2
     assert {"environment", "look-up", "inference", "storing", "advantage", "forward", "backward", "optimiser"} <= set(
         result["profile"]
     )
