@@ -13,6 +13,7 @@ from metta_ray.common.errors import ConfigError, TrainingDiverged
 from metta_ray.rl.distributed import unwrap_agent
 
 OPTIMIZER_TYPES = ("adam", "muon")
+_WAYS = ("foreach", "fused")
 
 
 class Optimizer:
@@ -113,12 +114,11 @@ class Optimizer:
             raise ValueError(f"state of {len(states)} optimizers for {len(self.optimizers)}: another optimizer type")
         for optimizer, one in zip(self.optimizers, states, strict=True):
             _require_fit(optimizer, one)
-            fused = [group.get("fused") for group in optimizer.param_groups]
+            # How it is computed is no part of the state: a checkpoint of an older version says otherwise.
+            ways = [{name: group[name] for name in _WAYS if name in group} for group in optimizer.param_groups]
             optimizer.load_state_dict(one)
-            for group, is_fused in zip(optimizer.param_groups, fused, strict=True):
-                if is_fused:  # how it is computed is not part of the state
-                    group["fused"] = True
-                    group["foreach"] = False
+            for group, way in zip(optimizer.param_groups, ways, strict=True):
+                group.update(way)
         self.skipped_updates = int(state["skipped_updates"])
 
     def _update(self) -> bool:

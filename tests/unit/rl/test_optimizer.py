@@ -209,3 +209,12 @@ def test_wrong_use_is_refused():
         Optimizer("sgd", policy())
     with pytest.raises(ValueError, match="policy="):
         Optimizer()
+
+
+def test_state_of_an_older_version_goes_on_in_one_pass_over_all_parameters():
+    old, new = (Optimizer("adam", torch.nn.Linear(2, 1)) for _ in range(2))
+    state = old.state_dict()
+    for group in state["optimizers"][0]["param_groups"]:
+        group["fused"] = None
+    new.load_state_dict(state)
+    assert new.state_dict()["optimizers"][0]["param_groups"] == old.state_dict()["optimizers"][0]["param_groups"]
