@@ -302,7 +302,7 @@ def plan(file: str | None, overrides: dict[str, str]) -> int:
     from metta_ray.service.measuring import measured_here
     from metta_ray.service.what_if import read_times, table, what_if
 
-    times = read_times(measured) if measured else measured_here(config)
+    times = read_times(measured) if measured else measured_here(config).times
     resources = Resources(cores=_cores(cores))
     agents_per_env = training_factory(config.trainer).spec().agents_per_env
     print(table(what_if(config, times, agents_per_env, resources), times, config, resources))

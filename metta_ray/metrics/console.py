@@ -6,8 +6,8 @@
 
 ``progress`` has the keys of a run's status, all optional: ``epoch``, ``agent_step``, ``total_timesteps``,
 ``agent_steps_per_second``, ``efficiency``, ``reward``, ``workers`` {wanted, ready}, ``staleness`` {mean, max},
-``bottleneck``, ``state``, ``waiting_for``; a ``text`` of its own goes before the line made of these. A line is printed when it has
-something to say that the one before had not, so showing a state again costs nothing.
+``bottleneck``, ``state``, ``waiting_for``; a ``text`` of its own goes before the line made of these. A line is printed
+when it has something to say that the one before had not, so showing a state again costs nothing.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from metta_ray.control.rates import ServiceTimes
 from metta_ray.service.run_config import RunConfig
 
 CACHE = MachineCache("runs")
+FORMAT = 1
+"""Of what is kept: to be raised whenever measured values mean something else."""
 TIMEOUT_S = 120.0
 _TRAINER = ("env", "curriculum", "env_overrides", "batch_size", "minibatch_size", "bptt_horizon", "autocast")
 
@@ -74,6 +76,7 @@ def _question(config: RunConfig) -> dict[str, Any]:
     """All that the answer depends on beside the machine."""
     trainer = config.trainer.model_dump(mode="json")
     return {
+        "format": FORMAT,
         "trainer": {name: trainer[name] for name in _TRAINER},
         "optimizer": config.trainer.optimizer.type,
         "agent": config.agent,
@@ -83,14 +86,17 @@ def _question(config: RunConfig) -> dict[str, Any]:
 
 def _in_a_process(config: RunConfig) -> dict[str, Any]:
     """In this one torch would stay loaded, and an environment that crashes would take it along."""
-    process = subprocess.run(
-        [sys.executable, "-m", __name__],
-        input=config.model_dump_json(),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", __name__],
+            input=config.model_dump_json(),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise MeasuringError(f"nothing was measured within {TIMEOUT_S:g} s") from None
     if process.returncode:
         raise MeasuringError((process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1])
     answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])

@@ -1,6 +1,6 @@
 """Measures what one agent step costs each part of a training on this machine.
 
-service_times(config.trainer, config.agent)  # seconds the first time, later read from the machine's cache
+measure_service_times(config.trainer, config.agent)  # takes seconds; ``measuring`` keeps what came of it
 
 Everything runs as it does in a training: the run's environments, network, rollout step, losses and optimiser, on one
 thread. What is counted is the processor time of that thread, so that other load on the machine disturbs little.
@@ -21,11 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metta_ray.agent.agent_config import agent_config_from
 from metta_ray.agent.factory import Agent
 from metta_ray.agent.metta_agent import MettaAgent
 from metta_ray.agent.weights import copy_weights
-from metta_ray.common.util.machine_cache import MachineCache
 from metta_ray.common.util.packed_arrays import PackedArrays
 from metta_ray.common.util.state_directory import tree_to_bytes
 from metta_ray.control.rates import Curve, ServiceTimes
@@ -46,36 +44,9 @@ SECONDS = 3.0
 MOST_ROWS = 256
 MOST_BYTES = 64e6
 WARM_UP = 3
-CACHE = MachineCache("service_times")
-_FORMAT = 1
-"""Of what is kept: to be raised whenever measured values mean something else."""
 
 Clock = Callable[[], float]
 T = TypeVar("T")
-
-
-def service_times(
-    trainer: TrainerConfig, agent: Any, *, rollout_device: str = "cpu", learner_device: str = "cpu"
-) -> ServiceTimes:
-    """From the cache, or measured now. agent: as for ``Agent(config=…)``. Environments and networks of a user's own
-    are known by their names and settings. Raises what they raise."""
-    key = {
-        "format": _FORMAT,
-        "environment": trainer.curriculum_or_env,
-        "env_overrides": trainer.env_overrides,
-        "agent": agent_config_from(agent, default_architecture="default").model_dump(mode="json"),
-        "sizes": [trainer.batch_size, trainer.minibatch_size, trainer.bptt_horizon],
-        "optimizer": trainer.optimizer.type,
-        "precision": trainer.autocast,
-        "devices": [rollout_device, learner_device],
-    }
-    measured = CACHE.get_or_measure(
-        key,
-        lambda: measure_service_times(
-            trainer, agent, rollout_device=rollout_device, learner_device=learner_device
-        ).to_json(),
-    )
-    return ServiceTimes.from_json(measured)
 
 
 def measure_service_times(

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from metta_ray.control.rates import ServiceTimes
 from metta_ray.rl.presets import preset_settings
 from metta_ray.rl.trainer_config import TrainerConfig
 from metta_ray.service import rates
@@ -43,23 +42,3 @@ def test_chance_and_threads_are_left_as_they_were():
     assert torch.equal(torch.random.get_rng_state(), expected[0])
     assert np.array_equal(np.random.get_state()[1], expected[1])
     assert torch.get_num_threads() == threads
-
-
-def test_what_was_measured_is_remembered_for_the_same_question(monkeypatch, tmp_path):
-    trainer, agent = trainer_of("cartpole")
-    monkeypatch.setattr(rates, "CACHE", rates.MachineCache("service_times", tmp_path))
-    calls = []
-
-    def measure(*args, **kwargs) -> ServiceTimes:
-        calls.append(1)
-        return original(*args, **kwargs, seconds=0.05)
-
-    original = rates.measure_service_times
-    monkeypatch.setattr(rates, "measure_service_times", measure)
-
-    first = rates.service_times(trainer, agent)
-
-    assert rates.service_times(trainer, agent) == first
-    assert len(calls) == 1
-    rates.service_times(trainer.model_copy(update={"minibatch_size": 128}), agent)
-    assert len(calls) == 2
