@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future as Answer
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class Evaluations:
         newest = self._checkpointer.newest
         if newest is not None and newest.version == self._books.ledger.version:
             return self._reply(self.ask(newest.path, newest.version, wish))
-        self.want(Wish(wish.version, wish.asked_by, wish.suite, wish.episodes, wish.seed, answer))
+        self.want(replace(wish, answer=answer))
         return None
 
     def give_up_wishes(self, reason: str) -> None:

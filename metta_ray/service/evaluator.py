@@ -7,6 +7,7 @@ asked, so a second try of the same request finds the first one's rows and adds o
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from metta_ray.sim.results import PolicyKey, SimulationResult
 from metta_ray.sim.simulation_config import SimulationSuiteConfig
 from metta_ray.sim.simulation_suite import evaluate_policy
 from metta_ray.sim.suites import named_suite
+
+logger = logging.getLogger(__name__)
 
 PLAYER_SHARE = 0.3
 """Of the time that an evaluation may take, for each player: the policy and two references. What does not end by then is
@@ -128,8 +131,11 @@ class Evaluator:
             if missing and isinstance(suite, str):
                 assert vocabulary is not None, "a named suite was played"
                 suite = named_suite(suite, window=vocabulary.width)
-            if missing:
-                evaluate_policies(missing, suite, episodes=request.episodes, stats_db=db, **how)
+            for name in missing:
+                try:
+                    evaluate_policies([name], suite, episodes=request.episodes, stats_db=db, **how)
+                except (ConfigError, PolicyMismatchError) as error:  # scores are plain returns without it
+                    logger.warning("%s does not play %s: %s", name, table.suite, error)
         return table.suite, names
 
     def _own_suite(self) -> SimulationSuiteConfig:
