@@ -25,7 +25,8 @@ def _machine(monkeypatch):
 
 
 def options(tmp_path, **fields):
-    return RunOptions(run="first", data_dir=str(tmp_path), **{"agent": {"architecture": "light"}, **fields})
+    open_ones = {"agent": {"architecture": "light"}, "trainer": {"autocast": "auto"}}
+    return RunOptions(run="first", data_dir=str(tmp_path), **{**open_ones, **fields})
 
 
 def chosen(resolved):

@@ -105,10 +105,11 @@ def test_without_a_sound_record_everything_stays_open(tmp_path: Path, text: str 
 
 
 def test_a_run_that_is_continued_computes_its_policy_as_before(tmp_path: Path) -> None:
-    record = with_formulation(chosen_layout(config_of(), None, AGENTS, Resources(cores=2), 3), "bf16", True)
+    undecided = chosen_layout(config_of(trainer__autocast="auto"), None, AGENTS, Resources(cores=2), 3)
+    record = with_formulation(undecided, "bf16", True)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(record.record()))
 
-    continued = recorded_choices(config_of(), tmp_path)
+    continued = recorded_choices(config_of(trainer__autocast="auto"), tmp_path)
     outright = recorded_choices(config_of(trainer__autocast="none", agent__gather_conv="false"), tmp_path)
 
     assert (continued.trainer.autocast, continued.agent["gather_conv"]) == ("bf16", True)
