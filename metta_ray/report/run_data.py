@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -278,7 +278,7 @@ def _played_heat(lines: list[dict[str, Any]]) -> Heat | None:
     return _heat(steps, shares, is_recorded=False)
 
 
-def _heat(steps: list[float], shares: list[Mapping[str, float | None]], *, is_recorded: bool) -> Heat:
+def _heat(steps: list[float], shares: Sequence[Mapping[str, float | None]], *, is_recorded: bool) -> Heat:
     """Tasks by name, numbers in them by size; the rarest are left out where there are too many."""
     tasks = sorted({task for one in shares for task in one}, key=_by_numbers)
     weight = {task: sum(one.get(task) or 0.0 for one in shares) for task in tasks}
