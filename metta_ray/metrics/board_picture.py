@@ -149,19 +149,15 @@ def _stat(series: Sequence[Series], unit: str, start: float, end: float, step: f
 def _timeline(series: Sequence[Series], unit: str, start: float, end: float, step: float) -> str:
     """A bar per series, for as long as it had a value."""
     del unit
-    rows = []
-    height = 18.0
+    rows, height = [], 14.0
     for row, one in enumerate(series):
-        y, colour = row * (height + 6), COLOURS[row % len(COLOURS)]
-        edges = [(_x(at, start, end), _x(at + step, start, end)) for at, _ in one.points]
-        bars = [
-            f'<rect x="{left:.1f}" y="{y:.1f}" width="{right - left:.2f}" height="{height}" fill="{colour}"/>'
-            for left, right in edges
-        ]
-        label = f'<text x="{LEFT + 4}" y="{y + 13:.1f}" class="on">{html.escape(one.legend)}</text>'
-        rows.append("".join(bars) + label)
-    total = len(series) * (height + 6)
-    return _svg("".join(rows) + _time_axis(start, end, total), total + BOTTOM)
+        y = row * (height + 4)
+        for run in _unbroken(one.points, step):
+            left, right = _x(run[0][0], start, end), _x(run[-1][0] + step, start, end)
+            size = f'width="{right - left:.1f}" height="{height}"'
+            rows.append(f'<rect x="{left:.1f}" y="{y:.1f}" {size} fill="{_colour(row)}"/>')
+    total = len(series) * (height + 4)
+    return _svg("".join(rows) + _time_axis(start, end, total), total + BOTTOM) + _legend(series, [""] * len(series))
 
 
 def _chart(series: Sequence[Series], unit: str, start: float, end: float, step: float) -> str:
@@ -176,22 +172,30 @@ def _chart(series: Sequence[Series], unit: str, start: float, end: float, step: 
     parts = []
     for tick in (low, (low + high) / 2, high):
         parts.append(f'<line x1="{LEFT}" x2="{CHART_WIDTH}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" class="grid"/>')
-        parts.append(f'<text x="{LEFT - 4}" y="{y(tick) + 4:.1f}" class="tick">{shown(tick, unit)}</text>')
+        parts.append(f'<text x="{LEFT - 4}" y="{y(tick) + 4:.1f}" class="tick">{shown(tick, unit, short=True)}</text>')
     for number, one in enumerate(series):
-        colour = COLOURS[number % len(COLOURS)]
+        colour = _colour(number)
         for run in _unbroken(one.points, step):
             path = " ".join(f"{_x(at, start, end):.1f},{y(value):.1f}" for at, value in run)
             dot = f'<circle cx="{_x(run[0][0], start, end):.1f}" cy="{y(run[0][1]):.1f}" r="1.5" fill="{colour}"/>'
             parts.append(f'<polyline points="{path}" stroke="{colour}"/>' if len(run) > 1 else dot)
-    legend = [
-        f'<span><i style="background:{COLOURS[number % len(COLOURS)]}"></i>{html.escape(one.legend)}'
-        f" <b>{shown(one.last, unit)}</b></span>"
-        for number, one in enumerate(series[:LEGEND_LINES])
+    axis = _time_axis(start, end, CHART_HEIGHT)
+    legend = _legend(series, [shown(one.last, unit) for one in series])
+    return _svg("".join(parts) + axis, CHART_HEIGHT + BOTTOM) + legend
+
+
+def _legend(series: Sequence[Series], values: Sequence[str]) -> str:
+    entries = [
+        f'<span><i style="background:{_colour(number)}"></i>{html.escape(one.legend)} <b>{value}</b></span>'
+        for number, (one, value) in enumerate(zip(series[:LEGEND_LINES], values, strict=False))
     ]
     if len(series) > LEGEND_LINES:
-        legend.append(f"<span>and {len(series) - LEGEND_LINES} more</span>")
-    axis = _time_axis(start, end, CHART_HEIGHT)
-    return _svg("".join(parts) + axis, CHART_HEIGHT + BOTTOM) + f'<div class="legend">{"".join(legend)}</div>'
+        entries.append(f"<span>and {len(series) - LEGEND_LINES} more</span>")
+    return f'<div class="legend">{"".join(entries)}</div>'
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
 
 
 def _unbroken(points: Sequence[tuple[float, float]], step: float) -> list[list[tuple[float, float]]]:
@@ -224,15 +228,15 @@ def _svg(content: str, height: float) -> str:
     return f'<svg viewBox="0 0 {CHART_WIDTH:g} {height:g}" role="img">{content}</svg>'
 
 
-def shown(value: float, unit: str) -> str:
-    """A number with its unit, short: ``12.3k agent steps/s``, ``45 %``, ``1.5 GB``, ``2 min``."""
+def shown(value: float, unit: str, *, short: bool = False) -> str:
+    """A number with its unit: ``12.3k agent steps/s``, ``45 %``, ``1.5 GB``, ``2 min``. short: without words."""
     if unit == "percentunit":
         return f"{100 * value:.3g} %"
     if unit == "bytes":
         return f"{_scaled(value)}B"
     if unit == "s":
         return _duration(value)
-    suffix = unit.removeprefix("suffix:") if unit.startswith("suffix:") else ""
+    suffix = unit.removeprefix("suffix:") if unit.startswith("suffix:") and not short else ""
     return f"{_scaled(value)}{suffix}".strip()
 
 
@@ -259,7 +263,7 @@ section {{ background: #fff; border: 1px solid #dce0e4; border-radius: 3px; padd
 h2 {{ font-size: 13px; margin: 0 0 6px; }} section p {{ color: #6e7681; font-size: 11px; margin: 6px 0 0; }}
 svg {{ width: 100%; display: block; }} polyline {{ fill: none; stroke-width: 1.5; }}
 .grid {{ stroke: #e6e8ea; }} .tick {{ text-anchor: end; }} .tick, .time {{ font-size: 9px; fill: #6e7681; }}
-.on {{ font-size: 11px; fill: #fff; }} .legend {{ font-size: 11px; display: flex; flex-wrap: wrap; gap: 2px 10px; }}
+.legend {{ font-size: 11px; display: flex; flex-wrap: wrap; gap: 2px 10px; }}
 .legend i {{ display: inline-block; width: 10px; height: 3px; margin-right: 4px; vertical-align: middle; }}
 .stats {{ padding: 24px 4px; }} .stat b {{ font-size: 24px; display: block; }}
 .empty {{ color: #9aa0a6; padding: 40px 0; text-align: center; }}
