@@ -89,6 +89,10 @@ class Checkpointer:
         """Begins what is wanted, finishes what is done. stats: numbers to keep with the policy."""
         if self._under_way is not None:
             self._finish(*self._under_way)
+        if self._is_wanted and self._under_way is None and self.newest and self.holds(self._books.ledger.version):
+            # Wanted again while it was being written. Writing it anew would take away what others have pinned.
+            self._is_wanted = False
+            self._answer({"ok": True, "message": self.newest.path})
         is_possible = self._learners.committed is not None and bool(self._learners.members)
         if self._is_wanted and self._under_way is None and is_possible and self._clock() >= self._not_before:
             self._is_wanted = False
