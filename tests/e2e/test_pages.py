@@ -279,7 +279,7 @@ def test_sections_show_shares_staleness_events_tasks_and_differences(
     staleness = " ".join(browser.text("#staleness .card:first-child").split())
     assert "0 versions behind 40 (25 %)" in staleness
     assert "1 version behind 120 (75 %)" in staleness
-    events = browser.text("#workers-and-events .card:first-child table")
+    events = browser.text("#workers-and-events .card:first-child .scroll table")
     assert "rollout-1 was killed" in events
     assert "12,000" in events  # where it was at that time
     browser.hover("#curriculum .card:first-child canvas", across=0.999, down=0.1)
