@@ -345,7 +345,7 @@ function heatMap(heat) {
   const rowHeight = Math.max(11, Math.min(22, Math.round(520 / rows))), axisHeight = 34;
   let left = 0, cellWidth = 0;
   drawings.push(() => {
-    const width = frame.parentElement.clientWidth - 30, ratio = Math.min(devicePixelRatio || 1, 2), height = rows * rowHeight + axisHeight;
+    const width = frame.clientWidth, ratio = Math.min(devicePixelRatio || 1, 2), height = rows * rowHeight + axisHeight;
     left = Math.min(300, width * 0.42);
     cellWidth = (width - left) / columns;
     canvas.width = width * ratio;
