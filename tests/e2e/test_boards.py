@@ -87,7 +87,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     lab = Lab(tmp_path_factory.mktemp("boards"))
     started: list[Session] = []
     try:
-        head = lab.head(dashboard=True, env={"RAY_metrics_report_interval_ms": "1000"})
+        head = lab.head(dashboard=True, env={"RAY_metrics_report_interval_ms": "2000"})
         port, library_port = free_port(), free_port()
         configuration = configured(lab, head.temp_dir / "prom_metrics_service_discovery.json", library_port)
         command = ["prometheus", f"--config.file={configuration}", f"--web.listen-address=127.0.0.1:{port}"]
