@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from metta_ray.mettagrid.curriculum.resolve import resolve_curriculum
 from metta_ray.rl.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -217,7 +218,16 @@ def test_every_python_block_is_run_by_a_test():
     assert names == run_here | imported.keys()
     for name in imported.values():
         assert any(name in line for line in bash_lines())
-    assert {language for language, _ in BLOCKS} == {"python", "bash", "console", "text"}
+    assert {language for language, _ in BLOCKS} == {"python", "bash", "console", "text", "yaml"}
+
+
+def test_the_curriculum_in_a_file_is_one(tmp_path):
+    (text,) = of_language("yaml")
+    (tmp_path / "curriculum.yaml").write_text(text)
+
+    curriculum = resolve_curriculum(str(tmp_path / "curriculum.yaml"))
+
+    assert len(curriculum.task_table().probabilities) == 2
 
 
 def test_own_loop_is_short():
