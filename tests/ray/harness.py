@@ -247,7 +247,7 @@ class Lab:
         """``ray job submit`` in a directory with files of the user's own; ends with the job."""
         command = [ray_command(), "job", "submit", "--address", head.dashboard_url, "--working-dir", "."]
         command += ["--submission-id", f"job-{run}", "--", "python", "-m", "metta_ray", "train", "--run", run]
-        command += ["--data-dir", str(self.data_dir), *map(str, options)]
+        command += ["--data-dir", str(self.data_dir), "--cluster.measure", "false", *map(str, options)]
         return self._start(run, head, None, command, self.environment(), working_dir)
 
     def _start(

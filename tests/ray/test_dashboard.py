@@ -21,7 +21,7 @@ TOKEN = "0123456789abcdef" * 4
 AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 RUN = [
     *("--preset", "cartpole", "--evaluate", "false", "--workers", 1, "--total-timesteps", 100_000_000),
-    *("--rollout.num-cpus", 0.1, "--learner.num-cpus", 0.1),
+    *("--rollout.num-cpus", 0.1, "--learner.num-cpus", 0.1, "--learner.replicas", 1),
 ]
 PAGE_MS = 10_000
 """Of the page's own clock: long enough for what it loads."""

@@ -27,7 +27,16 @@ NAVIGATION = [
     *("--trainer.minibatch-size", BATCH // 2, "--trainer.checkpoint.checkpoint-interval", 100),
 ]
 SYNCHRONOUS = ["--pacing.target-staleness", 0, "--rollout.num-cpus", 0.1, "--learner.num-cpus", 0.1]
-CLOCKS = ("share/", "epoch_seconds", "agent_steps_per_second", "update_seconds", "workers/", "staleness/")
+CLOCKS = (
+    "share/",
+    "epoch_seconds",
+    "agent_steps_per_second",
+    "efficiency",
+    "update_seconds",
+    "workers/",
+    "staleness/",
+    "time",
+)
 
 
 @pytest.fixture(scope="module")
