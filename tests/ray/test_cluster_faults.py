@@ -104,11 +104,11 @@ def test_a_bad_observation_reaches_no_learner(shared_lab: Lab, head: Head) -> No
 
 def test_lost_requests_and_answers_lose_and_double_nothing(lab: Lab) -> None:
     head = lab.head(env=lossy_calls(request_percent=10, response_percent=10))
-    run = lab.train(*CARTPOLE, *SMALL_SHARES, "--total-timesteps", 30 * 512, run="lossy", head=head)
+    run = lab.train(*CARTPOLE, *SMALL_SHARES, "--total-timesteps", 16 * 512, run="lossy", head=head)
 
-    run.wait_for_end(0, 240.0)
+    run.wait_for_end(0, 420.0)  # some of what is lost Ray notices only after a minute
 
-    assert run.version >= 30
+    assert run.version >= 16
     run.check_books()
     print("failures met on the way:", [line for line in run.output.splitlines() if "lost" in line][:5])
 
