@@ -90,13 +90,17 @@ class Announcer:
         self._keep(EventRecord(self._run, time.time(), kind, text))
 
     def _keep(self, event: EventRecord) -> None:
+        """In both places, as far as each takes it: a full disk does not keep events from the store."""
         try:
             if self.events_file is not None:
                 with self.events_file.open("a") as file:
                     file.write(json.dumps({"at": event.at, "kind": event.kind, "text": event.text}) + "\n")
+        except OSError as error:
+            logger.warning("event not written: %s", error)
+        try:
             if self.store is not None:
                 self.store.add_event(event)
-        except (OSError, StateStoreError) as error:
+        except StateStoreError as error:
             logger.warning("event not stored: %s", error)
 
     def put_record(self, record: RunRecord) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 
 from metta_ray.service.announcer import EVENTS_FILE, Announcer
+from metta_ray.state.sqlite_store import SqliteStore
 
 
 def test_events_are_kept_in_the_runs_directory_once_there_is_one(tmp_path):
@@ -22,12 +23,15 @@ def test_events_are_kept_in_the_runs_directory_once_there_is_one(tmp_path):
     assert lines[0]["at"] <= lines[1]["at"]
 
 
-def test_a_disk_that_does_not_take_them_is_a_warning(tmp_path, caplog):
+def test_a_disk_that_does_not_take_them_is_a_warning_and_the_store_has_them(tmp_path, caplog):
     announcer = Announcer("r")
+    announcer.store = SqliteStore(tmp_path / "runs.sqlite")
     announcer.events_file = tmp_path / "missing" / EVENTS_FILE
 
     with caplog.at_level(logging.WARNING):
         announcer.event("crash", "rollout-0 died")
 
-    assert "event not stored" in caplog.text
+    assert "event not written" in caplog.text
     assert "rollout-0 died" in announcer.events[-1]
+    assert [event.text for event in announcer.store.events("r")] == ["rollout-0 died"]
+    announcer.store.close()
