@@ -8,7 +8,7 @@ const CURVES = [
   [["env_episode/score"], "Score of an episode", "score"],
   [["env_episode/length"], "Length of an episode", "env steps"],
   [["agent_steps_per_second"], "Speed", "agent steps/s"],
-  [["efficiency"], "Efficiency", "share of what the machine allows"],
+  [["efficiency"], "Efficiency", "share of the floor"],
   [["losses/policy_loss"], "Policy loss", "loss"],
   [["losses/value_loss"], "Value loss", "loss"],
   [["losses/entropy"], "Entropy of the policy", "nats"],
