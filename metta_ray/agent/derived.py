@@ -35,3 +35,7 @@ class Derived(Generic[T]):
         if self._value is None or key != self._key:
             self._key, self._value = key, self._compute(*weights, dtype=dtype)
         return self._value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of a policy has other weights; and what was kept may be a view, which torch would refuse to copy.
+        return Derived, (self._compute,)

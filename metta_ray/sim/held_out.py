@@ -77,12 +77,23 @@ def play_held_out(
     player: Player, name: str, *, seed: int = 0, num_envs: int = NUM_ENVS, tasks: list[TaskSpec] | None = None
 ) -> HeldOutResult:
     """Plays the held-out maps (or other navigation ``tasks``) with ``player``, called ``name`` in the result."""
-    maps = [task.model_copy(update={"max_steps": MAX_STEPS}) for task in tasks or held_out_tasks()]
+    return HeldOutResult.of(name, play_maps(player, seed=seed, num_envs=num_envs, tasks=tasks))
+
+
+def play_maps(
+    player: Player,
+    *,
+    seed: int = 0,
+    num_envs: int = NUM_ENVS,
+    tasks: list[TaskSpec] | None = None,
+    max_steps: int = MAX_STEPS,
+) -> SimulationResult:
+    """One episode of ``max_steps`` env steps on each map; each has a task id of its own."""
+    maps = [task.model_copy(update={"max_steps": max_steps}) for task in tasks or held_out_tasks()]
     num_envs = min(num_envs, len(maps))
     config = SingleEnvSimulationConfig(env="mettagrid:navigation", num_episodes=len(maps), max_time_s=86_400.0)
     factory = MettaGridFactory("mettagrid:navigation", table=fixed_table(maps, num_envs), stagger=False)
-    simulation = Simulation(NAME, config, seed=seed, max_envs=num_envs, factory=factory)
-    return HeldOutResult.of(name, simulation.run(player))
+    return Simulation(NAME, config, seed=seed, max_envs=num_envs, factory=factory).run(player)
 
 
 def table(results: list[HeldOutResult]) -> str:

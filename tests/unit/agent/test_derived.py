@@ -1,5 +1,7 @@
 """What is kept of weights is never older than the weights."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -76,3 +78,16 @@ def test_another_type_is_another_value():
     with torch.no_grad():
         for dtype in (torch.float32, torch.bfloat16, torch.float32):
             assert derived(weight, dtype=dtype).dtype == dtype
+
+
+def test_a_copy_of_a_policy_keeps_nothing():
+    weight = nn.Parameter(torch.ones(2, 3))
+    transposed = Derived(lambda weight, dtype: weight.t())
+    with torch.no_grad():
+        transposed(weight, dtype=torch.float32)
+    weight.detach().mul_(2)  # now torch refuses to copy the view
+
+    copied = copy.deepcopy(transposed)
+    other = nn.Parameter(torch.zeros(2, 3))
+    with torch.no_grad():
+        assert torch.equal(copied(other, dtype=torch.float32), torch.zeros(3, 2))
