@@ -72,31 +72,29 @@ def store_run(tmp_path: Path, **changes: Any) -> None:
     put_record(Where.of(None, None, None, {}), record)
 
 
-def loaded_by(*words: str) -> tuple[set[str], float, str]:
-    """Top-level modules loaded by a command in a process of its own, the seconds it took, and what it printed."""
+def loaded_by(*words: str) -> tuple[set[str], str]:
+    """Top-level modules loaded by a command in a process of its own, and what it printed."""
     code = (
         f"import sys, metta_ray.cli\ntry:\n    metta_ray.cli.main({list(words)!r})\nexcept SystemExit:\n    pass\n"
         "print('\\n' + ' '.join(sys.modules))"
     )
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     printed, _, names = done.stdout.rstrip().rpartition("\n")
-    return set(names.split()), time.monotonic() - started, printed
+    return set(names.split()), printed
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["status", "--help"]])
-def test_help_loads_nothing_and_comes_at_once(words: list[str]):
-    loaded, seconds, printed = loaded_by(*words)
+def test_help_loads_nothing_and_so_comes_at_once(words: list[str]):
+    loaded, printed = loaded_by(*words)
 
     assert loaded & {"torch", "ray", "mettagrid", "pydantic", "rich", "numpy"} == set()
-    assert seconds < 1.0
     assert "usage: metta-ray" in printed
 
 
 def test_a_dry_run_loads_neither_torch_nor_ray_nor_an_engine():
     for command in ("train", "submit"):
-        loaded, _, printed = loaded_by(command, "deploy/runs/smoke.yaml", "--dry-run")
+        loaded, printed = loaded_by(command, "deploy/runs/smoke.yaml", "--dry-run")
 
         assert loaded & {"torch", "ray", "mettagrid"} == set()
         assert "preset: smoke" in printed

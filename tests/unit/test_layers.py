@@ -6,9 +6,8 @@ import ast
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "metta_ray"
@@ -53,6 +52,7 @@ def layer_of(module: str) -> str:
     return [*module.split("."), ""][1]
 
 
+@cache
 def imports_of(tree: ast.AST, module: str) -> set[str]:
     """Absolute dotted names of everything that is imported, at any depth of the file."""
     found: set[str] = set()
@@ -67,7 +67,9 @@ def imports_of(tree: ast.AST, module: str) -> set[str]:
     return found
 
 
+@cache
 def parsed() -> list[tuple[str, ast.Module]]:
+    """(name, syntax tree) of every module; read once for all tests."""
     return [(dotted(path), ast.parse(path.read_text())) for path in modules()]
 
 
@@ -236,36 +238,31 @@ def test_importing_the_library_loads_no_service_and_no_engine():
     assert {name for name in loaded if layer_of(name) in DECISIONS and name.startswith("metta_ray.")} == set()
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "metta_ray.rl.trainer_config",
-        "metta_ray.rl.presets",
-        "metta_ray.rl.run_options",
-        "metta_ray.mettagrid.task_spec",
-        "metta_ray.mettagrid.curriculum.resolve",
-        "metta_ray.mettagrid.curriculum.learning_progress",
-        "metta_ray.envs.registry",
-        "metta_ray.sim.simulation_config",
-        "metta_ray.cli",
-        "metta_ray.service.run_config",
-        "metta_ray.service.connection",
-        "metta_ray.jobs.client",
-        "metta_ray.metrics.console",
-        "metta_ray.service.sizes",
-        "metta_ray.common.util.typed_config",
-        "metta_ray.common.profiling.stopwatch",
-    ],
+LIGHT = (
+    "metta_ray.rl.trainer_config",
+    "metta_ray.rl.presets",
+    "metta_ray.rl.run_options",
+    "metta_ray.rl.hyperparameter_schedule",
+    "metta_ray.rl.run_directories",
+    "metta_ray.mettagrid.task_spec",
+    "metta_ray.mettagrid.curriculum.resolve",
+    "metta_ray.mettagrid.curriculum.learning_progress",
+    "metta_ray.envs.registry",
+    "metta_ray.sim.simulation_config",
+    "metta_ray.cli",
+    "metta_ray.service.run_config",
+    "metta_ray.service.connection",
+    "metta_ray.jobs.client",
+    "metta_ray.metrics.console",
+    "metta_ray.service.sizes",
 )
-def test_configuration_and_curricula_load_neither_torch_nor_an_engine_nor_ray(module: str):
-    loaded = loaded_after(f"import {module}")
-
-    assert loaded & {"torch", "mettagrid", *SERVICE_ONLY} == set()
 
 
-def test_common_loads_no_torch():
-    names = [dotted(path) for path in modules() if layer_of(dotted(path)) == "common"]
+def test_common_configuration_and_curricula_load_neither_torch_nor_an_engine_nor_ray():
+    common = [dotted(path) for path in modules() if layer_of(dotted(path)) == "common"]
 
-    loaded = loaded_after("\n".join(f"import {name}" for name in names))
+    loaded = loaded_after("\n".join(f"import {name}" for name in (*common, *LIGHT)))
 
-    assert loaded & {"torch", "mettagrid", *SERVICE_ONLY} == set()
+    assert loaded & {"torch", "mettagrid", "scipy", *SERVICE_ONLY} == set(), (
+        "python -X importtime -c 'import …' tells by whom"
+    )

@@ -96,18 +96,3 @@ def test_only_rank_0_speaks_below_warning(monkeypatch: pytest.MonkeyPatch, capsy
     assert "INFO from rank 0" in written
     assert "quiet" not in written
     assert "WARNING [rank 1] careful" in written
-
-
-def test_common_and_configuration_load_neither_torch_nor_the_engine():
-    modules = (
-        "metta_ray.common.util.typed_config, metta_ray.common.util.state_directory, "
-        "metta_ray.common.util.system_monitor, metta_ray.common.util.heartbeat, "
-        "metta_ray.common.util.logging_helpers, metta_ray.common.profiling.stopwatch, "
-        "metta_ray.common.profiling.memory_monitor, metta_ray.rl.trainer_config, "
-        "metta_ray.rl.hyperparameter_schedule, metta_ray.rl.run_directories, "
-        "metta_ray.mettagrid.curriculum.resolve"
-    )
-    heavy = ("torch", "mettagrid", "ray", "scipy")
-    code = f"import sys, {modules}; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
