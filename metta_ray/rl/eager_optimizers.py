@@ -26,13 +26,13 @@ def _without_gradients(step: Callable[..., Any]) -> Callable[..., Any]:
     return plain
 
 
-class EagerAdam(_Eager, torch.optim.Adam):
+class Adam(_Eager, torch.optim.Adam):
     """torch.optim.Adam."""
 
     step = _without_gradients(torch.optim.Adam.step)
 
 
-class EagerMuon(_Eager, torch.optim.Muon):
+class Muon(_Eager, torch.optim.Muon):
     """torch.optim.Muon."""
 
     step = _without_gradients(torch.optim.Muon.step)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metta_ray.common.errors import ConfigError, TrainingDiverged
 from metta_ray.rl.distributed import unwrap_agent
-from metta_ray.rl.eager_optimizers import EagerAdam, EagerMuon
+from metta_ray.rl.eager_optimizers import Adam, Muon
 
 OPTIMIZER_TYPES = ("adam", "muon")
 _WAYS = ("foreach", "fused")
@@ -56,11 +56,11 @@ class Optimizer:
             (matrices if is_matrix else others).append(parameter)
         self.optimizers: list[torch.optim.Optimizer] = [
             # One pass over all parameters instead of a dozen operations for each of them.
-            EagerAdam(others, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+            Adam(others, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
         ]
         if matrices:
             # Scaled so that one learning rate serves both halves (Liu et al. 2025, "Muon is scalable").
-            muon = EagerMuon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            muon = Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
             self.optimizers.append(muon)
 
     @property

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from metta_ray.rl.eager_optimizers import EagerAdam, EagerMuon
+from metta_ray.rl.eager_optimizers import Adam, Muon
 
 
 def network() -> nn.Sequential:
@@ -26,7 +26,7 @@ def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "settings"),
-    [(EagerAdam, torch.optim.Adam, {"fused": True}), (EagerMuon, torch.optim.Muon, {"weight_decay": 0.1})],
+    [(Adam, torch.optim.Adam, {"fused": True}), (Muon, torch.optim.Muon, {"weight_decay": 0.1})],
 )
 def test_steps_and_state_are_those_of_torch_to_the_bit(ours, theirs, settings):
     one = network()
@@ -49,7 +49,7 @@ def test_hooks_are_called():
     called = []
     parameter = nn.Parameter(torch.zeros(1))
     parameter.grad = torch.ones(1)
-    optimizer = EagerAdam([parameter])
+    optimizer = Adam([parameter])
     optimizer.register_step_post_hook(lambda *_: called.append("after"))
 
     optimizer.step()
@@ -60,8 +60,8 @@ def test_hooks_are_called():
 def test_a_whole_update_does_not_load_the_compiler():
     code = """
 import sys, torch
-from metta_ray.rl.eager_optimizers import EagerAdam, EagerMuon
-for kind in (EagerAdam, EagerMuon):
+from metta_ray.rl.eager_optimizers import Adam, Muon
+for kind in (Adam, Muon):
     parameter = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = kind([parameter], lr=0.1)
     optimizer.zero_grad()
