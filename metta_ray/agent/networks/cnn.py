@@ -6,18 +6,16 @@ kernel.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from metta_ray.agent.agent_config import AgentConfig
 from metta_ray.agent.derived import Derived
-from metta_ray.agent.networks.conv_table import ConvGeometry, conv_table
+from metta_ray.agent.networks.conv_table import ConvGeometry, ConvTable
 from metta_ray.agent.networks.layers import ACTIVATIONS, HIDDEN_GAIN, initialise, linear_stack
 from metta_ray.agent.networks.registry import register_network
 from metta_ray.agent.precision import compute_dtype
-from metta_ray.agent.token_encoder import SparseBox, TokenEncoder, sum_of_rows
+from metta_ray.agent.token_encoder import SparseBox, TokenEncoder, bag
 from metta_ray.common.errors import ConfigError
 from metta_ray.envs.env_spec import EnvSpec
 
@@ -152,7 +150,8 @@ class TokenCnn(nn.Module):
             config.conv_strides[0],
         )
         can_gather = rows * columns <= MAX_GATHER_POSITIONS
-        self._table = Derived(partial(conv_table, geometry=self.geometry))
+        self._table = ConvTable(self.geometry)
+        self._acting_table = Derived(ConvTable(self.geometry))
         self.gathers = can_gather if config.gather_conv is None else config.gather_conv
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -170,7 +169,10 @@ class TokenCnn(nn.Module):
         assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None
         rows, columns = self.stack.sizes[1]
-        table = self._table(conv.weight, dtype=compute_dtype(conv.weight))
-        flat = sum_of_rows(table, box.place, box.value)
+        dtype = compute_dtype(conv.weight)
+        if torch.is_grad_enabled():
+            flat = self._table.convolved(conv.weight, box, dtype)
+        else:
+            flat = bag(self._acting_table(conv.weight, dtype=dtype), box)
         image = flat.view(-1, rows, columns, conv.out_channels) + conv.bias.to(flat.dtype)
         return image.permute(0, 3, 1, 2)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from metta_ray.agent.token_encoder import SparseBox, bag, gradient_of_table
+
 
 class ConvGeometry(NamedTuple):
     """height, width of the box in cells; top, left: zeros before it; rows, columns of the output."""
@@ -37,35 +39,64 @@ def _overlap(start: int, kernel: int, size: int) -> tuple[slice, slice]:
     return slice(first, last), slice(first - start, last - start)
 
 
-def conv_table(weight: Tensor, geometry: ConvGeometry, dtype: torch.dtype) -> Tensor:
-    """From a kernel ``(O, C, k, k)`` to ``(height · width · C, rows · columns · O)``."""
-    table: Tensor = _ConvTable.apply(weight, geometry, dtype)  # type: ignore[no-untyped-call]
-    return table
+class ConvTable:
+    """From a kernel ``(O, C, k, k)`` to the table ``(height · width · C, rows · columns · O)``.
+
+    Most of the table is 0 and stays 0, so it is written into memory that is kept.
+    """
+
+    def __init__(self, geometry: ConvGeometry) -> None:
+        self.geometry = geometry
+        self._memory: Tensor | None = None
+
+    def __call__(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same memory each time: valid until the next call."""
+        table = self._zeros(weight, dtype)
+        kernel = weight.detach().permute(2, 3, 1, 0).to(dtype, memory_format=torch.contiguous_format)
+        for row, column, cells, part in self.geometry.windows():
+            table[(*cells, slice(None), row, column)] = kernel[part]
+        return table.flatten(3).flatten(0, 2)
+
+    def convolved(self, weight: Tensor, box: SparseBox, dtype: torch.dtype) -> Tensor:
+        """The convolution of a sparse box, ``(N, rows · columns · O)``, with its gradient."""
+        output: Tensor = _Convolved.apply(weight, box, self, dtype)  # type: ignore[no-untyped-call]
+        return output
+
+    def gradient_of_weight(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """From that of the table."""
+        table = gradient.view(self._shape(weight))
+        outputs, channels, size, _ = weight.shape
+        kernel = torch.zeros((size, size, channels, outputs), dtype=weight.dtype, device=weight.device)
+        for row, column, cells, part in self.geometry.windows():
+            kernel[part] += table[(*cells, slice(None), row, column)]
+        return kernel.permute(3, 2, 0, 1)
+
+    def _zeros(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        memory, shape = self._memory, self._shape(weight)
+        if memory is None or memory.dtype != dtype or memory.device != weight.device:
+            # Not a tensor of inference mode, whichever mode the first call is in.
+            with torch.inference_mode(False), torch.no_grad():
+                memory = self._memory = torch.zeros(shape, dtype=dtype, device=weight.device)
+        return memory
+
+    def _shape(self, weight: Tensor) -> tuple[int, ...]:
+        at = self.geometry
+        return (at.height, at.width, weight.shape[1], at.rows, at.columns, weight.shape[0])
 
 
-class _ConvTable(torch.autograd.Function):
+class _Convolved(torch.autograd.Function):
     """Written by hand because autograd would copy the whole table once for each output position."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, geometry: ConvGeometry, dtype: torch.dtype) -> Tensor:
-        ctx.geometry, ctx.weight_dtype = geometry, weight.dtype
-        outputs, channels = weight.shape[:2]
-        shape = (geometry.height, geometry.width, channels, geometry.rows, geometry.columns, outputs)
-        ctx.table_shape = shape
-        table = torch.zeros(shape, dtype=dtype, device=weight.device)
-        kernel = weight.permute(2, 3, 1, 0).to(dtype, memory_format=torch.contiguous_format)
-        for row, column, cells, part in geometry.windows():
-            table[(*cells, slice(None), row, column)] = kernel[part]
-        return table.view(geometry.height * geometry.width * channels, -1)
+    def forward(ctx: Any, weight: Tensor, box: SparseBox, table: ConvTable, dtype: torch.dtype) -> Tensor:
+        rows = table(weight, dtype)
+        ctx.save_for_backward(weight, *box)
+        ctx.table, ctx.places = table, len(rows)
+        return bag(rows, box)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        geometry: ConvGeometry = ctx.geometry
-        table = gradient.view(ctx.table_shape)
-        channels, outputs = ctx.table_shape[2], ctx.table_shape[5]
-        kernel_shape = (geometry.kernel, geometry.kernel, channels, outputs)
-        kernel = torch.zeros(kernel_shape, dtype=ctx.weight_dtype, device=gradient.device)
-        for row, column, cells, part in geometry.windows():
-            kernel[part] += table[(*cells, slice(None), row, column)]
-        return kernel.permute(3, 2, 0, 1), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, *box = ctx.saved_tensors
+        of_table = gradient_of_table(gradient, SparseBox(*box), ctx.places)
+        return ctx.table.gradient_of_weight(of_table, weight), None, None, None

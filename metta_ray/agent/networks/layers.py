@@ -72,7 +72,7 @@ class SparseLinear(nn.Module):
 
     def forward(self, box: SparseBox) -> Tensor:
         """``(N, O)``"""
-        from_box = sum_of_rows(self.weight[: self.places], box.place, box.value)
+        from_box = sum_of_rows(self.weight[: self.places], box)
         return from_box + torch.addmm(self.bias, box.scalars, self.weight[self.places :])
 
     def forward_dense(self, flat_box: Tensor, scalars: Tensor) -> Tensor:

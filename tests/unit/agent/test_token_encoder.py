@@ -6,7 +6,7 @@ import torch
 from metta_ray.agent.agent_config import AgentConfig
 from metta_ray.agent.networks.cnn import padding_to_fit
 from metta_ray.agent.networks.registry import build_network
-from metta_ray.agent.token_encoder import TokenEncoder, sum_of_rows, used_tokens
+from metta_ray.agent.token_encoder import SparseBox, TokenEncoder, sum_of_rows, used_tokens
 
 
 def tokens(*rows: list[tuple[int, int, int]], width: int = 6) -> torch.Tensor:
@@ -67,13 +67,19 @@ def test_gathered_first_layer_equals_dense_one_with_its_gradient(token_spec, som
 def test_sum_of_rows_is_a_matrix_product_with_its_gradient():
     torch.manual_seed(0)
     table = torch.randn(7, 3, requires_grad=True)
-    place = torch.tensor([[0, 6, 6], [2, 0, 0]], dtype=torch.int32)
-    value = torch.tensor([[1.0, 2.0, 0.5], [3.0, 0.0, 0.0]])
-    matrix = torch.zeros(2, 7)
-    matrix[0, 0], matrix[0, 6], matrix[1, 2] = 1.0, 2.5, 3.0
-    gradient = torch.randn(2, 3)
+    # Row 0 has three entries, row 1 none, row 2 one.
+    box = SparseBox(
+        place=torch.tensor([0, 6, 6, 2], dtype=torch.int32),
+        value=torch.tensor([1.0, 2.0, 0.5, 3.0]),
+        row=torch.tensor([0, 0, 0, 2]),
+        start=torch.tensor([0, 3, 3]),
+        scalars=torch.zeros(3, 0),
+    )
+    matrix = torch.zeros(3, 7)
+    matrix[0, 0], matrix[0, 6], matrix[2, 2] = 1.0, 2.5, 3.0
+    gradient = torch.randn(3, 3)
 
-    summed = sum_of_rows(table, place, value)
+    summed = sum_of_rows(table, box)
     summed.backward(gradient)
 
     torch.testing.assert_close(summed, matrix @ table)
