@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as some
 
@@ -22,6 +22,7 @@ DTYPES = st.one_of(
 ARRAYS = some.arrays(DTYPES, some.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
 
 
+@settings(max_examples=40)  # of up to six arrays each
 @given(st.dictionaries(st.text(max_size=8), ARRAYS, max_size=6))
 def test_what_is_packed_comes_back(arrays: dict[str, Any]):
     unpacked = PackedArrays.pack(arrays).arrays()
