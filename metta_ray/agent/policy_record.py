@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from metta_ray.agent import stored_policies
 from metta_ray.agent.policy_metadata import PolicyMetadata
 from metta_ray.common.errors import UsageError
+from metta_ray.common.util import places
 
 if TYPE_CHECKING:
     from metta_ray.agent.metta_agent import MettaAgent
@@ -16,7 +18,7 @@ FILE_SCHEME = "file://"
 
 
 class PolicyRecord:
-    """run_name: name of the saved policy, e.g. ``model_0012``. uri: where it lies, ``file://…``.
+    """run_name: name of the saved policy, e.g. ``model_0012``. uri: where it lies, ``file://…`` or a URL.
 
     ``policy`` is read from ``uri`` on first use and then kept; every record has a module of its own, so
     changing it (``train()``, ``adapt_to``) does not touch other records of the same file.
@@ -70,7 +72,9 @@ class PolicyRecord:
 
     @property
     def file_path(self) -> Path:
-        """The directory behind a ``file://`` uri."""
+        """The directory behind a ``file://`` uri, or the copy of a policy in an object store."""
+        if places.is_remote(self.uri):
+            return stored_policies.copy_of(self.uri)
         if not self.uri.startswith(FILE_SCHEME):
             raise UsageError(f"policy record {self.run_name!r} has no file: its uri is {self.uri!r}")
         return Path(self.uri.removeprefix(FILE_SCHEME))

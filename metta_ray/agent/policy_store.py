@@ -1,8 +1,9 @@
 """Finds, loads, saves, protects and deletes policies.
 
-A URI is ``file://PATH`` or a bare path (absolute, relative to the working directory, or relative to
-``data_dir``, so that a run's name will do). A path is one policy directory, a directory of them, or a run
-directory with ``checkpoints/``. Trainer checkpoints are policy directories too.
+A URI is ``file://PATH``, a bare path (absolute, relative to the working directory, or relative to ``data_dir``, so that
+a run's name will do), or a URL of an object store such as ``s3://bucket/runs/nav``, of which a checked copy is used. It
+is one policy directory, a directory of them, or a run directory with ``checkpoints/``. Trainer checkpoints are policy
+directories too.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any
 
 import torch
 
-from metta_ray.agent import policy_files, policy_pins, policy_retention
+from metta_ray.agent import policy_files, policy_pins, policy_retention, stored_policies
 from metta_ray.agent.metta_agent import MettaAgent
 from metta_ray.agent.policy_cache import PolicyCache
 from metta_ray.agent.policy_files import PolicyWeights
 from metta_ray.agent.policy_record import FILE_SCHEME, PolicyRecord, make_model_name
 from metta_ray.agent.policy_selection import SELECTORS, Filter, age, conditions, matches, select
 from metta_ray.common.errors import CheckpointError, ConfigError, PolicyMismatchError, PolicyMissingError
+from metta_ray.common.util import places, stored_directories
 from metta_ray.common.util.fs import atomic_directory
 from metta_ray.common.util.state_directory import write_manifest
 
@@ -135,11 +137,13 @@ class PolicyStore:
             path = Path(rest)
         elif scheme == "pytorch":
             raise CheckpointError(_pickle_remedy(text))
-        else:
+        elif scheme == "wandb":
             raise ConfigError(
                 f"policy uri {text!r}: scheme {scheme}:// is not supported; download the policy and use "
                 f"{FILE_SCHEME}PATH or a bare path"
             )
+        else:
+            return stored_policies.fetched(text).resolve()
         candidates = [path] if path.is_absolute() else [path, self.data_dir / path]
         for candidate in candidates:
             if candidate.exists():
@@ -175,6 +179,8 @@ class PolicyStore:
 
     def create_empty_policy_record(self, name: str, checkpoint_dir: str | Path) -> PolicyRecord:
         """A record to fill: assign ``.policy`` and ``.metadata``, then ``save`` it."""
+        if places.is_remote(checkpoint_dir):
+            return PolicyRecord(name, places.inside(str(checkpoint_dir), name))
         return PolicyRecord(name, _uri_of(Path(checkpoint_dir) / name))
 
     def save(self, record: PolicyRecord, path: str | Path | None = None) -> PolicyRecord:
@@ -183,10 +189,14 @@ class PolicyStore:
         An earlier policy there is replaced. Afterwards the record stands for the files: its module is let go,
         and ``record.policy`` reads what was saved, whatever training does meanwhile.
         """
-        directory = Path(path) if path is not None else record.file_path
+        place = str(path) if path is not None else record.uri
+        is_remote = places.is_remote(place)
+        directory = stored_policies.copy_of(place) if is_remote else places.local_path(place)
         with atomic_directory(directory, replace=True) as unfinished:
             policy_files.write_policy_files(unfinished, record)
             write_manifest(unfinished, policy_files.KIND, policy_files.FORMAT_VERSION)
+        if is_remote:
+            stored_directories.push(directory, place)
         return self.saved(record, directory)
 
     def saved(self, record: PolicyRecord, directory: str | Path) -> PolicyRecord:
@@ -204,7 +214,12 @@ class PolicyStore:
             scores["score"] = float(score)
         if eval_scores is not None:
             scores["eval_scores"] = {name: float(value) for name, value in eval_scores.items()}
-        policy_files.add_scores(self.load_from_uri(uri).file_path, scores)
+        directory = self.load_from_uri(uri).file_path
+        policy_files.add_scores(directory, scores)
+        url = stored_policies.url_of(directory)
+        if url is not None:
+            content = (directory / policy_files.SCORES).read_bytes()
+            places.write_bytes(places.inside(url, policy_files.SCORES), content)
 
     # ---- keeping ----
 
@@ -215,7 +230,8 @@ class PolicyStore:
 
     def unpin(self, uri: str | Path, holder: str | None = None) -> None:
         """Takes the holder's protection back. Harmless where there is none."""
-        policy_pins.unpin(self._resolve(uri), holder)
+        is_copy = places.is_remote(str(uri))
+        policy_pins.unpin(stored_policies.copy_of(str(uri)) if is_copy else self._resolve(uri), holder)
 
     def cleanup_old_policies(
         self,
@@ -261,4 +277,5 @@ def _pickle_remedy(name: str) -> str:
 
 
 def _uri_of(directory: Path) -> str:
-    return f"{FILE_SCHEME}{directory.resolve()}"
+    directory = directory.resolve()
+    return stored_policies.url_of(directory) or f"{FILE_SCHEME}{directory}"

@@ -12,6 +12,7 @@
     ├── StatsDBError (RuntimeError)     an evaluation database is damaged, of another version, or none
     ├── JournalError (RuntimeError)     the journal of a run is damaged, or cannot be written
     ├── StateStoreError (RuntimeError)  the store of run records is damaged, busy, or of another version
+    ├── ObjectStoreError (OSError)      an object store does not answer, or refuses; trying again may help
     ├── LedgerError (RuntimeError)      an event that cannot have happened to the tickets of this run
     ├── RunUnknownError (LookupError)   no run of that name, neither in the store nor in the cluster
     ├── RunUnreachableError (ConnectionError) the run's cluster or coordinator does not answer
@@ -69,6 +70,10 @@ class JournalError(MettaRayError, RuntimeError):
 
 class StateStoreError(MettaRayError, RuntimeError):
     """The store of run records is damaged, busy, or of another version."""
+
+
+class ObjectStoreError(MettaRayError, OSError):
+    """An object store does not answer, or refuses."""
 
 
 class LedgerError(MettaRayError, RuntimeError):

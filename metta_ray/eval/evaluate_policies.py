@@ -222,7 +222,7 @@ def _pinned(store: PolicyStore, player: Player) -> Iterator[None]:
 
 
 def _is_stored(player: Player) -> bool:
-    return isinstance(player, PolicyPlayer) and player.key.uri.startswith("file://")
+    return isinstance(player, PolicyPlayer) and "://" in player.key.uri
 
 
 def _table(suite: str, labels: Sequence[str], played: Sequence[Played], seconds: Sequence[float]) -> EvaluationTable:

@@ -9,6 +9,7 @@ import yaml
 
 from metta_ray.agent.policy_store import PolicyStore
 from metta_ray.common.errors import ConfigError
+from metta_ray.common.util import places
 from metta_ray.eval.suites import replay_for
 from metta_ray.sim.players import Player, PolicyPlayer, named_player
 from metta_ray.sim.simulation import Simulation
@@ -60,9 +61,9 @@ def _config(env: str, overrides: dict[str, Any]) -> SingleEnvSimulationConfig:
 
 def _trainer_of(policy_uri: str) -> dict[str, Any]:
     """Settings of the run that a policy lies in: ``<run>/checkpoints/model_0012``; nothing if it lies alone."""
-    file = Path(policy_uri.removeprefix("file://")).parent.parent / "config.yaml"
+    run = policy_uri.rstrip("/").rpartition("/")[0].rpartition("/")[0]
     try:
-        settings = yaml.safe_load(file.read_text())
+        settings = yaml.safe_load(places.read_bytes(places.inside(run, "config.yaml")))
     except (OSError, yaml.YAMLError):
         return {}
     trainer = settings.get("trainer") if isinstance(settings, dict) else None

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metta_ray.common.errors import CheckpointError
-from metta_ray.common.util import fs
+from metta_ray.common.util import places
 
 if TYPE_CHECKING:
     from metta_ray.mettagrid.replay_source import ReplaySource
@@ -67,10 +67,10 @@ class ReplayRecorder:
             "infos": self._source.infos(self._total_rewards),
         }
 
-    def write(self, path: Path) -> Path:
-        """Writes the file, complete or not at all, and returns its path."""
-        fs.atomic_write_bytes(path, zlib.compress(json.dumps(self.replay()).encode()))
-        return path
+    def write(self, place: Path | str) -> Path | str:
+        """Writes the file, complete or not at all, and returns its path or URL."""
+        places.write_bytes(place, zlib.compress(json.dumps(self.replay()).encode()))
+        return place
 
     def _note(self, state: dict[str, Any]) -> None:
         known = self._objects.get(state["id"])

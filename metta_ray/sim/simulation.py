@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from metta_ray.common.errors import ConfigError
+from metta_ray.common.util import places
 from metta_ray.envs.env_batch import EnvBatch, SeedRoot
 from metta_ray.envs.env_spec import EnvSpec
 from metta_ray.envs.registry import EnvFactory, MettaGridFactory, resolve_env
@@ -71,7 +72,7 @@ class Simulation:
         self.suite = suite
         self.tags = tags or []
         self.seed = _seed_of(name, seed)
-        self.replay_dir = Path(replay_dir) if replay_dir is not None else None
+        self.replay_dir = str(replay_dir) if replay_dir is not None else None
         self.num_envs = min(config.num_episodes, max_envs)
         self._factory = factory if factory is not None else env_factory(config, self.num_envs)
         self._clock = clock
@@ -221,8 +222,8 @@ class _Book:
         if recorder is None:
             return None
         assert self._simulation.replay_dir is not None
-        folder = self._simulation.replay_dir / self._simulation.name.replace("/", "_")
-        return str(recorder.write(folder / f"{episode_id}{SUFFIX}"))
+        folder = self._simulation.name.replace("/", "_")
+        return str(recorder.write(places.inside(self._simulation.replay_dir, folder, f"{episode_id}{SUFFIX}")))
 
 
 def _expected(acting: list[Acting], rows: tuple[NDArray[np.int64], ...], agents: int) -> NDArray[np.float32]:

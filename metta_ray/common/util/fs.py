@@ -173,14 +173,14 @@ def _is_stale(temporary: Path) -> bool:
     if host == socket.gethostname() and pid.isdigit():
         if int(pid) == os.getpid():
             return token != _PROCESS_TOKEN  # an earlier life under the same process id
-        return not _is_alive(int(pid))
+        return not is_alive(int(pid))
     try:
         return time.time() - temporary.stat().st_mtime > _FOREIGN_TEMPORARY_MAX_AGE_S
     except FileNotFoundError:
         return False
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

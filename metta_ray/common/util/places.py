@@ -1,6 +1,8 @@
 """Files by path or by URL: a directory of this machine, or an object store where fsspec is installed.
 
-A place is ``/data/runs/nav``, ``file:///data/runs/nav`` or ``s3://bucket/runs/nav``.
+A place is ``/data/runs/nav``, ``file:///data/runs/nav`` or ``s3://bucket/runs/nav``. What is not there is a
+FileNotFoundError everywhere; a store that refuses or does not answer is an ObjectStoreError, one that can never be used
+from here a ConfigError.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from metta_ray.common.errors import ConfigError
+from metta_ray.common.errors import ConfigError, MettaRayError, ObjectStoreError
 from metta_ray.common.util import fs
 
 FILE_SCHEME = "file://"
@@ -27,14 +29,27 @@ def local_path(place: str | Path) -> Path:
     return Path(str(place).removeprefix(FILE_SCHEME)).expanduser()
 
 
+def inside(place: str, *names: str) -> str:
+    """``s3://bucket/runs/nav`` for ``s3://bucket/runs/`` and ``nav``."""
+    return "/".join((place.rstrip("/"), *names))
+
+
+def path_of_url(place: str) -> Path:
+    """``s3/bucket/runs/nav``: where, in a directory of copies, that of a URL lies. ConfigError for ``..`` in it."""
+    scheme, _, rest = place.partition("://")
+    parts = [part for part in rest.split("/") if part]
+    if not parts or ".." in parts:
+        raise ConfigError(f"{place!r} names no place in an object store; use {scheme}://BUCKET/PATH")
+    return Path(scheme, *parts)
+
+
 def read_bytes(place: str | Path) -> bytes:
-    """The content of a file. OSError (FileNotFoundError where there is none), ConfigError for a store that cannot
-    be reached from here."""
+    """The content of a file; FileNotFoundError where there is none."""
     if not is_remote(place):
         return local_path(place).read_bytes()
-    store, path = _store_of(str(place))
-    content: bytes = store.cat_file(path)
-    return content
+    with opened(str(place)) as (store, path):
+        content: bytes = store.cat_file(path)
+        return content
 
 
 def write_bytes(place: str | Path, data: bytes) -> None:
@@ -42,8 +57,21 @@ def write_bytes(place: str | Path, data: bytes) -> None:
     if not is_remote(place):
         fs.atomic_write_bytes(local_path(place), data)
         return
-    store, path = _store_of(str(place))
-    store.pipe_file(path, data)
+    with opened(str(place)) as (store, path):
+        store.pipe_file(path, data)
+
+
+def require_writable(place: str) -> None:
+    """ConfigError, with the reason, for a store in which nothing can be kept from here. Leaves nothing there."""
+    probe = inside(place, f".probe-{os.urandom(6).hex()}")
+    try:
+        write_bytes(probe, b"")
+        with opened(probe) as (store, path):
+            store.rm_file(path)
+    except OSError as error:
+        raise ConfigError(
+            f"nothing can be kept in {place}: {error}; does the bucket exist, and may you write?"
+        ) from None
 
 
 @contextmanager
@@ -58,25 +86,61 @@ def as_directory(place: str | Path, patterns: Sequence[str]) -> Iterator[Path]:
             raise FileNotFoundError(f"there is no directory {path}")
         yield path
         return
-    store, root = _store_of(str(place))
-    if not store.isdir(root):
-        raise FileNotFoundError(f"there is no directory {place}")
     with tempfile.TemporaryDirectory() as temporary:
-        for file in store.find(root):
-            inside = file.removeprefix(root).lstrip("/")
-            if any(fnmatch(inside, pattern) for pattern in patterns):
-                target = Path(temporary) / inside
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(store.cat_file(file))
-                _keep_time(store, file, target)
+        with opened(str(place)) as (store, root):
+            files = listed(store, root)
+            if not files:
+                raise FileNotFoundError(f"there is no directory {place}")
+            for name in files:
+                if any(fnmatch(name, pattern) for pattern in patterns):
+                    download(store, root, name, Path(temporary) / name)
         yield Path(temporary)
 
 
-def _keep_time(store: Any, file: str, target: Path) -> None:
-    """When a file was written says when a checkpoint was made; not every store knows."""
+def listed(store: Any, root: str) -> dict[str, int]:
+    """All files below ``root``: path in it → size. Empty where there is nothing."""
+    store.invalidate_cache()  # others write there too
+    try:
+        found = store.find(root, detail=True)
+    except FileNotFoundError:
+        return {}
+    names = {path.removeprefix(root).lstrip("/"): int(details["size"] or 0) for path, details in found.items()}
+    return {name: size for name, size in names.items() if name and ".." not in name.split("/") and name[-1] != "/"}
+
+
+def download(store: Any, root: str, name: str, target: Path) -> None:
+    """Copies a file; when it was written says when a checkpoint was made, where the store knows."""
+    fs.make_directories(target.parent)
+    path = f"{root}/{name}"
+    store.get_file(path, str(target))
     with suppress(NotImplementedError, OSError):
-        written = store.modified(file).timestamp()
+        written = store.modified(path).timestamp()
         os.utime(target, (written, written))
+
+
+@contextmanager
+def opened(place: str) -> Iterator[tuple[Any, str]]:
+    """(fsspec's filesystem, path of the place in it). What goes wrong in the block has one of the errors above."""
+    store, path = _store_of(place)
+    try:
+        yield store, path
+    except (FileNotFoundError, MettaRayError):
+        raise
+    except OSError as error:
+        raise ObjectStoreError(f"{place}: {error}") from error
+    except Exception as error:  # each store has a tree of errors of its own
+        if type(error).__name__ in _HOPELESS:
+            raise ConfigError(
+                f"{place} cannot be reached: {error}; credentials come from the environment, as the documentation of "
+                "its fsspec package says"
+            ) from None
+        if type(error).__module__.split(".")[0] in _OF_STORES:
+            raise ObjectStoreError(f"{place}: {error}") from error
+        raise
+
+
+_HOPELESS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError")
+_OF_STORES = ("botocore", "aiobotocore", "s3fs", "aiohttp", "gcsfs", "google", "azure", "adlfs", "fsspec", "requests")
 
 
 def _store_of(place: str) -> tuple[Any, str]:
@@ -92,4 +156,4 @@ def _store_of(place: str) -> tuple[Any, str]:
         store, path = fsspec.core.url_to_fs(place)
     except (ImportError, ValueError) as error:  # the store's own package is missing, or nobody knows the scheme
         raise ConfigError(f"{place} cannot be reached: {error}") from None
-    return store, str(path)
+    return store, str(path).rstrip("/")
