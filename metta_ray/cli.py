@@ -34,6 +34,7 @@ FILE is YAML with the same names; it changes a preset (--preset), and words of t
 Short: --env, --workers 8 or 2:16, --seed, --total-timesteps, --data-dir. --dry-run prints all settings and ends.
 Examples: deploy/runs/*.yaml."""
 
+DATA_DIR_HELP = "where runs are kept, a directory or s3://…; default $DATA_DIR or ./train_dir"
 REPORT_HELP = """\
 Writes one self-contained HTML page: learning curves, evaluations, curriculum, where the time went, staleness, workers
 and events, ledger, checkpoints, configuration. RUN is a run's name, its directory, or a URL such as s3://…"""
@@ -202,7 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--time-limit", type=float, metavar="S", help="seconds for each player; what is there is shown"
     )
     playing.add_argument("--stats-db", metavar="FILE", help="SQLite file that results are added to")
-    playing.add_argument("--replay-dir", metavar="DIR", help="where replays go; default none")
+    playing.add_argument("--replay-dir", metavar="DIR", help="where replays go, a path or URL; default none")
     playing.add_argument("--threads", type=int, default=1, help="torch threads; default 1")
     playing.add_argument("--json", metavar="FILE", help="also as JSON; - prints JSON instead of the table")
     playing.set_defaults(command=evaluate)
@@ -217,7 +218,7 @@ def build_parser() -> argparse.ArgumentParser:
     watching.add_argument("--text", action="store_true", help="characters in the terminal, or a pipe, instead")
     watching.add_argument("--agent", type=int, default=0, metavar="N", help="whom --text follows; default 0")
     watching.add_argument("--every", type=int, default=1, metavar="N", help="--text shows each N-th step; default 1")
-    watching.add_argument("--data-dir", metavar="DIR", help="where runs are kept; default $DATA_DIR or ./train_dir")
+    watching.add_argument("--data-dir", metavar="DIR", help=DATA_DIR_HELP)
     watching.set_defaults(command=replay)
 
     reporting = commands.add_parser(
@@ -502,6 +503,7 @@ def _evaluate_here(options: argparse.Namespace) -> int:
         ("threads", options.threads),
     ):
         if value is not None and value <= 0:
+    from metta_ray.common.util import places
             raise ConfigError(f"--{name} {value}: use a number above 0")
     if not 0 < options.policy_share <= 1:
         raise ConfigError(f"--policy-share {options.policy_share}: use a number above 0, at most 1")
@@ -515,6 +517,10 @@ def _evaluate_here(options: argparse.Namespace) -> int:
             episodes=options.episodes,
             seed=options.seed,
             time_limit_s=options.time_limit,
+    if options.stats_db and places.is_remote(options.stats_db):
+        raise ConfigError(f"--stats-db {options.stats_db}: SQLite needs a file of this machine")
+    if options.replay_dir and places.is_remote(options.replay_dir):
+        places.require_writable(options.replay_dir)
             npc=options.npc,
             policy_agents_pct=options.policy_share,
             stats_db=stats_db,
@@ -528,7 +534,7 @@ def _evaluate_here(options: argparse.Namespace) -> int:
         return DONE
     print(table.text())
     if options.json:
-        Path(options.json).write_text(json.dumps(table.to_json(), indent=1) + "\n")
+        places.write_bytes(options.json, (json.dumps(table.to_json(), indent=1) + "\n").encode())
     return DONE
 
 
@@ -568,14 +574,14 @@ def report(options: argparse.Namespace) -> int:
     from metta_ray.report.find_run import find_run
     from metta_ray.service.run_config import data_directory
 
-    data_dir = data_directory(options.data_dir, os.environ)
+    data_dir = data_place(options.data_dir, os.environ)
     print(show_report([find_run(run, data_dir, _where(options)) for run in options.runs], out=options.out))
     return DONE
 
 
 def replay(options: argparse.Namespace) -> int:
     from metta_ray.report.commands import show_replay
-    from metta_ray.service.run_config import data_directory
+    from metta_ray.service.run_config import data_place
 
     page = show_replay(
         options.what,
@@ -698,9 +704,9 @@ def _names_data_dir(file: str | None, overrides: dict[str, str]) -> bool:
 
 def _data_dir_words(config: RunConfig) -> str:
     """Words that the other commands need to find a run that is not kept in the usual place."""
-    from metta_ray.service.run_config import data_directory
+    from metta_ray.service.run_config import data_place
 
-    usual = str(data_directory(None, os.environ))
+    usual = data_place(None, os.environ)
     return "" if config.data_dir == usual else f" --data-dir {config.data_dir}"
 
 

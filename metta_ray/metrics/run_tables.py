@@ -127,6 +127,7 @@ def _facts(status: Status) -> list[tuple[str, Any]]:
         ("bottleneck", status.get("bottleneck")),
         ("failures", ", ".join(f"{cause} {count}" for cause, count in failures.items() if count)),
         ("checkpoint", _checkpoint_text(checkpoint)),
+        ("uploaded", _upload_text(status.get("upload") or {})),
         ("best policy", _best_text(status.get("best"))),
         ("evaluations", _evaluation_counts(status.get("evaluations") or {})),
         ("generation", status.get("generation")),
@@ -149,6 +150,15 @@ def _checkpoint_text(checkpoint: Mapping[str, Any]) -> str:
     seconds = checkpoint.get("age_s")
     when = f", {age(seconds)} old" if seconds is not None else ""
     return f"{checkpoint['path']} (epoch {checkpoint.get('epoch')}{when})"
+
+
+def _upload_text(upload: Mapping[str, Any]) -> str:
+    if not upload:
+        return ""
+    text = f"{upload['place']}: {upload['uploaded'] or 'no checkpoint yet'}"
+    if upload["waiting"]:
+        text += f", {upload['waiting']} waiting for {age(upload['behind_s'])}"
+    return text + (f"; failing: {upload['error']}" if upload["error"] else "")
 
 
 def _best_text(best: Mapping[str, Any] | None) -> str:

@@ -46,6 +46,7 @@ from metta_ray.service.run_log import keep_log
 from metta_ray.service.run_status import facts_before_opening, facts_of, failures_of, workers_of
 from metta_ray.service.sizes import Sizes
 from metta_ray.service.wiring import build_parts
+from metta_ray.service.uploads import Uploads
 from metta_ray.service.worker_count import WorkerCount
 from metta_ray.state.open_store import open_store
 from metta_ray.state.records import RunRecord
@@ -198,6 +199,7 @@ class Coordinator:
         self._checkpoint_dir = self._config.trainer.checkpoint.checkpoint_dir
         self._open_store()
         self._books = Books(Path(dirs.run_dir), training_factory(trainer).curriculum())
+        self._uploads = Uploads(dirs.run_dir, self._session.get("remote"), self._announcer)
         self._books.record({"kind": "generation", "number": self._next_generation()}, sync=True)
         if not self._was_restarted:
             record = self._config.record()
@@ -518,6 +520,7 @@ class Coordinator:
 
     def _fail(self, message: str, *, is_bad_input: bool = False) -> None:
         newest = self._checkpointer.newest if self._is_open else None
+        self._uploads.finish(self._config.failure.upload_deadline_s)
         if newest is not None:
             message = f"{message}\nlast good checkpoint: {newest.path}"
         self._announcer.message = message
@@ -525,6 +528,8 @@ class Coordinator:
         self._announcer.enter(RunState.FAILED, message)
 
     def _leave(self) -> None:
+        if self._is_open:
+            self._uploads.finish(self._config.failure.upload_deadline_s)
         """Ends all children, says so in the store, and, once the driver has seen it, ends itself."""
         if self._is_open:
             try:
@@ -593,6 +598,7 @@ class Coordinator:
             self._record_at = now
             self._put_record()
 
+            self._uploads.look_after()
     def _tell_what_is_waited_for(self) -> None:
         now, waiting_for = self._status_at, self._status.get("waiting_for")
         if waiting_for != self._waits[0]:
@@ -623,6 +629,7 @@ class Coordinator:
         if self._announcer.state.is_final or self._ending is not None:
             return None
         if not self._has_begun and self._learners.newcomers:
+            status["upload"] = self._uploads.facts()
             return self._children.missing_resources("learner", len(self._learners.newcomers)) or "the learners' start"
         missing = self._pool.waiting_for() or self._evaluations.pool.waiting_for()
         if missing is None and self._pool.wanted and not self._pool.ready:

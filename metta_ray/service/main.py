@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from metta_ray.common.errors import ConfigError, MettaRayError, RunDirectoryInUse, RunUnreachableError
-from metta_ray.common.util import fs
+from metta_ray.common.util import fs, mirror, places
 from metta_ray.control.plan import Resources
 from metta_ray.control.run_state import RunState
 from metta_ray.metrics.console import Display
@@ -31,7 +31,7 @@ from metta_ray.service.following import exit_code, show
 from metta_ray.service.identity import coordinator_name, namespace_of
 from metta_ray.service.layout import chosen_layout, is_open, recorded_choices, with_formulation
 from metta_ray.service.measuring import Measured, MeasuringError, measured_here, measured_on_a_node, usable_cores
-from metta_ray.service.run_config import JOB_VARIABLE, RunConfig, data_directory
+from metta_ray.service.run_config import JOB_VARIABLE, RunConfig, data_directory, data_place
 from metta_ray.service.run_handle import CoordinatorCall, RunHandle
 from metta_ray.service.sizes import Sizes, advice, resolved_sizes
 
@@ -44,10 +44,11 @@ def run_training(config: RunConfig, *, display: Display) -> int:
 
     Raises ConfigError and its kind, and RunDirectoryInUse, before anything is started.
     """
-    data_dir = data_directory(config.data_dir, os.environ)
+    place, data_dir = data_place(config.data_dir, os.environ), data_directory(config.data_dir, os.environ)
     name = config.run or name_from_time(data_dir)
     check_run_name(name)
-    config = config.model_copy(update={"run": name, "data_dir": str(data_dir)})
+    remote = places.inside(place, name) if places.is_remote(place) else None
+    config = config.model_copy(update={"run": name, "data_dir": place})
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if config.detach and address is None:
         raise ConfigError(
@@ -57,6 +58,10 @@ def run_training(config: RunConfig, *, display: Display) -> int:
         fs.RunLock.acquire(data_dir / name).release()  # one in use is refused now, not after Ray's start
     display.note(f"starting run {name} " + (f"in the cluster {address}" if address else "on a Ray of its own"))
     environment = _describe_environment(config)
+    if remote is not None and address is None:
+        _claim(remote, config, data_dir, display)
+    elif remote is not None:
+        places.require_writable(place)
     if not config.new:
         config = recorded_choices(config, data_dir / name)
     resolved_sizes(config, environment.agents_per_env)  # what cannot work is refused before Ray starts
@@ -70,9 +75,14 @@ def run_training(config: RunConfig, *, display: Display) -> int:
         handle = _find(config, name, display)
         if handle is None:
             if address is not None:
+                if remote is not None:  # not before: the run might have been going on there
+                    _claim(remote, config, data_dir, display)
+                    config = config if config.new else recorded_choices(config, data_dir / name)
                 measured = _measured(measured_on_a_node, config, display)
                 config = _settled(config, measured, environment, None)
             session |= {
+                "data_dir": str(data_dir),
+                "remote": remote,
                 "service_times": measured.times.to_json() if measured is not None else None,
                 "cores": usable_cores() if address is None else None,
             }
@@ -114,7 +124,6 @@ def _ray(config: RunConfig, address: str | None, display: Display) -> Iterator[d
         yield {
             "ray_address": address if address not in (None, "auto") else context.gcs_address,
             "dashboard_url": _dashboard_url(),
-            "data_dir": config.data_dir,
             "job_id": _submission_id(),
             "driver_pid": os.getpid(),
         }
@@ -228,8 +237,19 @@ def _start(
         aside = set_run_aside(name, data_dir)
         if aside is not None:
             display.note(f"the run of that name is kept as {aside.name}")
+        if session["remote"] is not None:
+            moved = mirror.set_aside(session["remote"], f".before_{time.strftime('%Y%m%d_%H%M%S')}")
+            display.note(
+                f"the run of that name is kept as {moved}" if moved else "no run of that name was in the store"
+            )
     actor = _create_coordinator(name, config, sizes, environment.spec, session)
     return RunHandle(name, CoordinatorCall(name, actor))
+
+
+def _claim(remote: str, config: RunConfig, data_dir: Path, display: Display) -> None:
+    """The working copy of a run in an object store: the newest that there is, and ours alone."""
+    for note in mirror.claim(data_dir / str(config.run), remote, is_fresh=config.new):
+        display.note(note)
 
 
 # What is known before.

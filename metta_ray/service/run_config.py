@@ -17,6 +17,8 @@ import yaml
 from pydantic import Field, model_validator
 
 from metta_ray.common.errors import ConfigError
+from metta_ray.common.util import places
+from metta_ray.common.util.mirror import working_directory
 from metta_ray.common.util.typed_config import StrictModel, apply_overrides, validated
 from metta_ray.control.failure import Budget, Cause
 from metta_ray.rl.presets import DEFAULT_PRESET, PRESETS, environment_settings, preset_for, preset_settings
@@ -220,6 +222,10 @@ class FailureConfig(StrictModel):
     )
     backoff_s: _Amount = Field(
         default=1.0, description="pause before a slot's second replacement, then doubled; the first comes at once"
+    upload_deadline_s: _Seconds = Field(
+        default=120.0,
+        description="time at a run's end for what is not yet in the object store of data_dir; it stays here anyway",
+    )
     )
     max_backoff_s: _Amount = Field(default=60.0, description="longest such pause; long spares a sick node")
     crash: BudgetConfig = Field(default=BudgetConfig(per_slot=20, per_run=50), description="processes that died")
@@ -298,7 +304,9 @@ class RunConfig(StrictModel):
     new: bool = Field(default=False, description="set an existing run of that name aside and start afresh")
     detach: bool = Field(default=False, description="go on when the starting process ends; otherwise stop cleanly")
     data_dir: str | None = Field(
-        default=None, description="where runs are kept, one place all nodes reach; None: $DATA_DIR or ./train_dir"
+        default=None,
+        description="where runs are kept, one place all nodes reach, or a URL such as s3://bucket/runs; "
+        "None: $DATA_DIR or ./train_dir",
     )
     device: _Device = Field(
         default="cpu", description="device of workers and learners that name none of their own, and of evaluation"
@@ -364,7 +372,13 @@ def located(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
 
 
 def data_directory(data_dir: str | None, environ: Mapping[str, str]) -> Path:
-    """``data_dir``, else $DATA_DIR, else ./train_dir; in a job the last is ~/train_dir. Always absolute."""
+    """On this machine: ``data_place``, or where the working copies of what lies in an object store are."""
+    place = data_place(data_dir, environ)
+    return working_directory(place) if places.is_remote(place) else Path(place)
+
+
+def data_place(data_dir: str | None, environ: Mapping[str, str]) -> str:
+    """``data_dir``, else $DATA_DIR, else ./train_dir; in a job the last is ~/train_dir. An absolute path or a URL."""
     in_job = JOB_VARIABLE in environ
     given = data_dir or environ.get("DATA_DIR")
     path = Path(given or (Path.home() / "train_dir" if in_job else "train_dir")).expanduser().absolute()
@@ -373,13 +387,17 @@ def data_directory(data_dir: str | None, environ: Mapping[str, str]) -> Path:
             f"data_dir={given!r} lies in the job's working directory, a copy that Ray removes; "
             "name an absolute directory that all nodes reach"
         )
-    return path
+    return str(path)
 
 
 def store_url(url: str | None, data_dir: str | Path) -> str:
     """Where records of runs are kept: ``url`` (``state.url``), or a file in ``data_dir``."""
     return url or f"sqlite:///{Path(data_dir).absolute()}/runs.sqlite"
 
+    if given and places.is_remote(given):
+        places.path_of_url(given)
+        return given.rstrip("/")
+    given = str(places.local_path(given)) if given else None
 
 class WorkerTarget(NamedTuple):
     """How many workers are wanted: a number, or bounds of an automatic one."""
