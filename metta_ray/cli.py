@@ -493,6 +493,7 @@ def _evaluate_here(options: argparse.Namespace) -> int:
 
     from metta_ray.agent.policy_store import PolicyStore
     from metta_ray.common.errors import ConfigError
+    from metta_ray.common.util import places
     from metta_ray.eval.eval_stats_db import EvalStatsDB
     from metta_ray.eval.evaluate_policies import evaluate_policies
     from metta_ray.service.run_config import data_directory
@@ -503,10 +504,13 @@ def _evaluate_here(options: argparse.Namespace) -> int:
         ("threads", options.threads),
     ):
         if value is not None and value <= 0:
-    from metta_ray.common.util import places
             raise ConfigError(f"--{name} {value}: use a number above 0")
     if not 0 < options.policy_share <= 1:
         raise ConfigError(f"--policy-share {options.policy_share}: use a number above 0, at most 1")
+    if options.stats_db and places.is_remote(options.stats_db):
+        raise ConfigError(f"--stats-db {options.stats_db}: SQLite needs a file of this machine")
+    if options.replay_dir and places.is_remote(options.replay_dir):
+        places.require_writable(options.replay_dir)
     torch.set_num_threads(options.threads)
     with contextlib.ExitStack() as stack:
         stats_db = stack.enter_context(EvalStatsDB(options.stats_db)) if options.stats_db else None
@@ -517,10 +521,6 @@ def _evaluate_here(options: argparse.Namespace) -> int:
             episodes=options.episodes,
             seed=options.seed,
             time_limit_s=options.time_limit,
-    if options.stats_db and places.is_remote(options.stats_db):
-        raise ConfigError(f"--stats-db {options.stats_db}: SQLite needs a file of this machine")
-    if options.replay_dir and places.is_remote(options.replay_dir):
-        places.require_writable(options.replay_dir)
             npc=options.npc,
             policy_agents_pct=options.policy_share,
             stats_db=stats_db,
@@ -572,7 +572,7 @@ def curriculum(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     from metta_ray.report.commands import show_report
     from metta_ray.report.find_run import find_run
-    from metta_ray.service.run_config import data_directory
+    from metta_ray.service.run_config import data_place
 
     data_dir = data_place(options.data_dir, os.environ)
     print(show_report([find_run(run, data_dir, _where(options)) for run in options.runs], out=options.out))
@@ -581,7 +581,7 @@ def report(options: argparse.Namespace) -> int:
 
 def replay(options: argparse.Namespace) -> int:
     from metta_ray.report.commands import show_replay
-    from metta_ray.service.run_config import data_place
+    from metta_ray.service.run_config import data_directory
 
     page = show_replay(
         options.what,

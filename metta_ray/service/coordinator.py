@@ -194,12 +194,12 @@ class Coordinator:
         logging.getLogger("metta_ray").setLevel(logging.INFO)
         keep_log(dirs.run_dir)
         self._announcer.events_file = Path(dirs.run_dir) / EVENTS_FILE
+        self._uploads = Uploads(dirs.run_dir, self._session.get("remote"), self._announcer)
         trainer = self._config.trainer
         self._config = self._config.model_copy(update={"trainer": trainer.in_run_dir(dirs.run_dir)})
         self._checkpoint_dir = self._config.trainer.checkpoint.checkpoint_dir
         self._open_store()
         self._books = Books(Path(dirs.run_dir), training_factory(trainer).curriculum())
-        self._uploads = Uploads(dirs.run_dir, self._session.get("remote"), self._announcer)
         self._books.record({"kind": "generation", "number": self._next_generation()}, sync=True)
         if not self._was_restarted:
             record = self._config.record()
@@ -515,21 +515,21 @@ class Coordinator:
             self._announcer.note(text)
         if newest is not None:
             self._announcer.note(f"checkpoint: {newest.path}")
+        self._uploads.finish(self._config.failure.upload_deadline_s)
         self._announcer.enter(how)
         return True
 
     def _fail(self, message: str, *, is_bad_input: bool = False) -> None:
         newest = self._checkpointer.newest if self._is_open else None
-        self._uploads.finish(self._config.failure.upload_deadline_s)
         if newest is not None:
             message = f"{message}\nlast good checkpoint: {newest.path}"
+        if self._is_open:
+            self._uploads.finish(self._config.failure.upload_deadline_s)
         self._announcer.message = message
         self._announcer.result = {"state": "failed", "text": message, "bad_input": is_bad_input}
         self._announcer.enter(RunState.FAILED, message)
 
     def _leave(self) -> None:
-        if self._is_open:
-            self._uploads.finish(self._config.failure.upload_deadline_s)
         """Ends all children, says so in the store, and, once the driver has seen it, ends itself."""
         if self._is_open:
             try:
@@ -592,13 +592,13 @@ class Coordinator:
             if self._ending is None and not self._pipeline.paused:
                 is_running = self._has_begun and bool(self._pool.ready)
                 self._announcer.enter(RunState.RUNNING if is_running else RunState.WAITING)
+            self._uploads.look_after()
             self._refresh_status()
             self._tell_what_is_waited_for()
         if now - self._record_at >= RECORD_EVERY_S:
             self._record_at = now
             self._put_record()
 
-            self._uploads.look_after()
     def _tell_what_is_waited_for(self) -> None:
         now, waiting_for = self._status_at, self._status.get("waiting_for")
         if waiting_for != self._waits[0]:
@@ -623,13 +623,13 @@ class Coordinator:
         if self._is_open:
             status |= facts_of(self._parts, self._epoch)
             status |= {"waiting_for": self._waiting_for(), "run_dir": self._dirs.run_dir}
+            status["upload"] = self._uploads.facts()
         self._status = status
 
     def _waiting_for(self) -> str | None:
         if self._announcer.state.is_final or self._ending is not None:
             return None
         if not self._has_begun and self._learners.newcomers:
-            status["upload"] = self._uploads.facts()
             return self._children.missing_resources("learner", len(self._learners.newcomers)) or "the learners' start"
         missing = self._pool.waiting_for() or self._evaluations.pool.waiting_for()
         if missing is None and self._pool.wanted and not self._pool.ready:

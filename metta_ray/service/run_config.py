@@ -217,15 +217,15 @@ class FailureConfig(StrictModel):
     driver_timeout_s: _Seconds = Field(
         default=15.0, description="an attached driver silent for so long counts as gone, and the run is stopped cleanly"
     )
+    upload_deadline_s: _Seconds = Field(
+        default=120.0,
+        description="time at a run's end for what is not yet in the object store of data_dir; it stays here anyway",
+    )
     window_s: _Seconds = Field(
         default=300.0, description="failures older than this are forgotten; short tolerates more of them"
     )
     backoff_s: _Amount = Field(
         default=1.0, description="pause before a slot's second replacement, then doubled; the first comes at once"
-    upload_deadline_s: _Seconds = Field(
-        default=120.0,
-        description="time at a run's end for what is not yet in the object store of data_dir; it stays here anyway",
-    )
     )
     max_backoff_s: _Amount = Field(default=60.0, description="longest such pause; long spares a sick node")
     crash: BudgetConfig = Field(default=BudgetConfig(per_slot=20, per_run=50), description="processes that died")
@@ -381,6 +381,10 @@ def data_place(data_dir: str | None, environ: Mapping[str, str]) -> str:
     """``data_dir``, else $DATA_DIR, else ./train_dir; in a job the last is ~/train_dir. An absolute path or a URL."""
     in_job = JOB_VARIABLE in environ
     given = data_dir or environ.get("DATA_DIR")
+    if given and places.is_remote(given):
+        places.path_of_url(given)
+        return given.rstrip("/")
+    given = str(places.local_path(given)) if given else None
     path = Path(given or (Path.home() / "train_dir" if in_job else "train_dir")).expanduser().absolute()
     if in_job and Path.cwd() in (path, *path.parents) and WORKING_DIRECTORIES in path.parts:
         raise ConfigError(
@@ -394,10 +398,6 @@ def store_url(url: str | None, data_dir: str | Path) -> str:
     """Where records of runs are kept: ``url`` (``state.url``), or a file in ``data_dir``."""
     return url or f"sqlite:///{Path(data_dir).absolute()}/runs.sqlite"
 
-    if given and places.is_remote(given):
-        places.path_of_url(given)
-        return given.rstrip("/")
-    given = str(places.local_path(given)) if given else None
 
 class WorkerTarget(NamedTuple):
     """How many workers are wanted: a number, or bounds of an automatic one."""
