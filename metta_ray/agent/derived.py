@@ -33,7 +33,9 @@ class Derived(Generic[T]):
             return self._compute(*weights, dtype=dtype)
         key = (dtype, *[(weight._version, weight.data_ptr()) for weight in weights])
         if self._value is None or key != self._key:
-            self._key, self._value = key, self._compute(*weights, dtype=dtype)
+            # A tensor made in inference mode could not itself be weights that something else follows from.
+            with torch.inference_mode(False), torch.no_grad():
+                self._key, self._value = key, self._compute(*weights, dtype=dtype)
         return self._value
 
     def __reduce__(self) -> tuple[Any, ...]:

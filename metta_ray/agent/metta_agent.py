@@ -110,6 +110,14 @@ class MettaAgent(nn.Module):
             logprob, entropy = distribution.log_prob(evaluated), distribution.entropy()
         return chosen, logprob, entropy, value, distribution.log_probs
 
+    def act(self, obs: Tensor, state: PolicyState) -> tuple[Tensor, Tensor, Tensor]:
+        """(action, logprob, value) as ``forward`` draws them: what a rollout needs, and no gradient."""
+        core, critic_core, _ = self._cores(obs, state)
+        with in_float32(obs.device):
+            distribution = self.action_head.distribution(self.actor(core.float()))
+            action = distribution.sample(state.generator)
+            return action, distribution.log_prob(action), self.critic(critic_core.float())
+
     def value(self, obs: Tensor, state: PolicyState) -> Tensor:
         """Value ``(N,)`` float32 alone: draws no random number and leaves ``state`` as it was."""
         _, critic_core, _ = self._cores(obs, replace(state))

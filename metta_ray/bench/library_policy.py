@@ -61,12 +61,12 @@ class LibraryActor:
         )
         self._rewards = torch.zeros(rows, device=device)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def act(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(actions, log-probabilities, values) of ``(rows, W, 3)``."""
         state = self._state.policy_state(self._rows, resets=None, last_rewards=self._rewards)
         trimmed = obs[:, : used_tokens(obs)].to(self._device)
-        actions, logprobs, _, values, _ = self._agent(trimmed, state)
+        actions, logprobs, values = self._agent.act(trimmed, state)
         self._state.update(self._rows, state, actions)
         return actions, logprobs, values
 

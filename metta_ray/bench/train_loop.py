@@ -156,14 +156,12 @@ def parts_of_the_library() -> list[Place]:
     def always(name: str) -> Callable[[], str]:
         return lambda: name
 
-    def acting_or_learning() -> str:
-        return "forward" if torch.is_grad_enabled() else "inference"
-
     return [
         (GroupedVecEnv, "recv", always("environment")),
         (GroupedVecEnv, "send", always("environment")),
         (TokenEncoder, "forward", always("look-up")),
-        (MettaAgent, "forward", acting_or_learning),
+        (MettaAgent, "forward", always("forward")),
+        (MettaAgent, "act", always("inference")),
         (MettaAgent, "value", always("inference")),
         (Experience, "store", always("storing")),
         (Experience, "close", always("storing")),

@@ -22,7 +22,7 @@ from metta_ray.rl.distributed import unwrap_agent
 from metta_ray.rl.experience import Experience
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def perform_rollout_step(
     policy: nn.Module,
     vecenv: VecEnv,
@@ -50,7 +50,7 @@ def perform_rollout_step(
         inputs.dones |= experience.rollout_state.is_new[rows]
         truncation_values = _truncation_values(agent, vecenv, experience, received, rows, inputs)
         state = experience.rollout_state.policy_state(rows, resets=inputs.resets, last_rewards=inputs.rewards)
-        actions, logprobs, _, values, _ = agent(inputs.obs, state)
+        actions, logprobs, values = agent.act(inputs.obs, state)
         num_steps = experience.store(
             inputs.obs,
             actions,

@@ -74,9 +74,7 @@ class ConvTable:
     def _zeros(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         memory, shape = self._memory, self._shape(weight)
         if memory is None or memory.dtype != dtype or memory.device != weight.device:
-            # Not a tensor of inference mode, whichever mode the first call is in.
-            with torch.inference_mode(False), torch.no_grad():
-                memory = self._memory = torch.zeros(shape, dtype=dtype, device=weight.device)
+            memory = self._memory = torch.zeros(shape, dtype=dtype, device=weight.device)
         return memory
 
     def _shape(self, weight: Tensor) -> tuple[int, ...]:

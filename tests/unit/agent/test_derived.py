@@ -91,3 +91,10 @@ def test_a_copy_of_a_policy_keeps_nothing():
     other = nn.Parameter(torch.zeros(2, 3))
     with torch.no_grad():
         assert torch.equal(copied(other, dtype=torch.float32), torch.zeros(3, 2))
+
+
+def test_what_is_kept_in_inference_mode_can_be_weights_again():
+    first, second, weight = Derived(doubled), Derived(doubled), torch.ones(2)
+    with torch.inference_mode():
+        fourfold = second(first(weight, dtype=torch.float32), dtype=torch.float32)
+    assert fourfold.tolist() == [4.0, 4.0]

@@ -311,3 +311,19 @@ def test_sampling_is_repeatable_from_the_saved_generator(token_spec, some_tokens
     torch.set_rng_state(saved)
 
     assert torch.equal(first, policy(obs, PolicyState())[0])
+
+
+@pytest.mark.parametrize("kind", [spaces.Discrete(5), spaces.MultiDiscrete([3, 2]), spaces.Box(-1, 1, (2,))])
+def test_acting_draws_what_the_forward_draws(token_spec, some_tokens, kind):
+    spec = token_spec(action_space=kind)
+    policy = Agent(spec, {"architecture": "light"}, device="cpu")
+    obs, drawn = some_tokens(spec, 6), []
+    for way in (policy, policy.act):
+        state = PolicyState(generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            outputs = way(obs, state)
+        action, logprob, value = outputs if len(outputs) == 3 else (*outputs[:2], outputs[3])
+        drawn.append([action, logprob, value, state.lstm_h, state.lstm_c])
+
+    for by_forward, by_acting in zip(*drawn, strict=True):
+        assert torch.equal(by_forward, by_acting)
