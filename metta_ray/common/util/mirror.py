@@ -68,9 +68,10 @@ def claim(run_dir: Path, place: str, *, is_fresh: bool) -> list[str]:
     """
     require_writable(place)
     owner, copy = _read_owner(place), _Kept(run_dir).copy
-    if owner is None or (copy is not None and owner["copy"] == copy):
+    if copy is not None and (owner is None or owner["copy"] == copy):
         return []
-    _refuse_living(owner, place)
+    if owner is not None:
+        _refuse_living(owner, place)
     return [] if is_fresh else _fetch(run_dir, place)
 
 
