@@ -21,7 +21,7 @@ from metta_ray.agent.policy_record import PolicyRecord, make_model_name
 from metta_ray.agent.policy_state import PolicyState
 from metta_ray.agent.policy_store import PolicyStore
 from metta_ray.common.errors import CheckpointError, ConfigError, PolicyMissingError, UsageError
-from metta_ray.common.util import fs
+from metta_ray.common.util import fs, places, stored_directories
 from metta_ray.common.util.fs import atomic_directory
 from metta_ray.common.util.state_directory import write_manifest
 from metta_ray.envs.env_spec import EnvSpec
@@ -49,7 +49,9 @@ def checkpoints(tmp_path: Path) -> Path:
     return tmp_path / "run" / "checkpoints"
 
 
-def save(store: PolicyStore, checkpoints: Path, epoch: int, *, name: str | None = None, **metadata) -> PolicyRecord:
+def save(
+    store: PolicyStore, checkpoints: Path | str, epoch: int, *, name: str | None = None, **metadata
+) -> PolicyRecord:
     record = store.create_empty_policy_record(name or make_model_name(epoch), checkpoints)
     record.policy = new_policy(epoch)
     record.metadata = PolicyMetadata(epoch=epoch, agent_step=100 * epoch, **metadata)
@@ -353,10 +355,39 @@ def test_nothing_there_is_policy_missing_which_is_a_value_error(store, checkpoin
         store.policy_record("nowhere")
 
 
-@pytest.mark.parametrize("uri", ["wandb://run/x", "s3://bucket/x"])
-def test_other_schemes_are_refused_with_a_remedy(store, uri):
+def test_other_schemes_are_refused_with_a_remedy(store):
     with pytest.raises(ConfigError, match=r"is not supported.*file://PATH"):
-        store.policy_record(uri)
+        store.policy_record("wandb://run/x")
+    with pytest.raises(ConfigError, match=r"nothing://x cannot be reached"):
+        store.policy_record("nothing://x")
+
+
+# ---- policies in an object store ----
+
+
+def test_policies_in_an_object_store_are_found_loaded_scored_and_saved(store, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("METTA_RAY_CACHE", str(tmp_path / "cache"))
+    run = "memory://bucket/runs/one"
+    for epoch in (1, 2):
+        save(store, f"{run}/checkpoints", epoch)
+
+    latest = store.policy_record(run, selector="latest")
+    assert latest.uri == f"{run}/checkpoints/model_0002"
+    for name, tensor in new_policy(2).state_dict().items():
+        assert torch.equal(latest.policy.state_dict()[name], tensor)
+
+    store.add_scores(f"{run}/checkpoints/model_0001", score=3.0)
+    elsewhere = PolicyStore(data_dir=tmp_path)
+    monkeypatch.setenv("METTA_RAY_CACHE", str(tmp_path / "another machine"))
+    assert elsewhere.policy_record(run, selector="top").uri == f"{run}/checkpoints/model_0001"
+
+    places.write_bytes(f"{run}/checkpoints/model_0003/manifest.json", b"{}")
+    assert epochs(elsewhere.policy_records(run, selector="all")) == [1, 2]
+    assert f"{run}/checkpoints/model_0003" in caplog.text, "a damaged one is passed over, loudly"
+    stored_directories.remove(f"{run}/checkpoints/model_0002")
+    assert epochs(elsewhere.policy_records(run, selector="all")) == [1], "what was deleted there is gone here"
+    with pytest.raises(PolicyMissingError, match="there is nothing"):
+        store.policy_record("memory://bucket/nobody")
 
 
 def test_k16_pickled_policies_are_refused_by_name_unread(store, checkpoints):

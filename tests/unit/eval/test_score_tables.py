@@ -185,9 +185,18 @@ def test_tables_as_csv_and_where_possible_parquet(db, tmp_path):
         assert len(list(csv.DictReader(file))) == 40
     with pytest.raises(ConfigError, match="format 'xls' cannot be written here"):
         export(db, tmp_path, ["xls"])
-    if "parquet" not in formats():
-        with pytest.raises(ConfigError, match="install pyarrow"):
-            export(db, tmp_path, ["parquet"])
+
+
+def test_parquet_holds_the_same_rows_and_without_pyarrow_the_remedy_is_said(db, tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    export(db, tmp_path, ["parquet"])
+
+    assert parquet.read_table(tmp_path / "episodes.parquet").to_pylist() == db.query("SELECT * FROM episodes")
+    scores = parquet.read_table(tmp_path / "suite_scores.parquet").to_pylist()
+    assert [row["score"] for row in scores] == pytest.approx([1, 0.65, 0.5, 0.25, 0])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="install pyarrow"):
+        export(db, tmp_path, ["parquet"])
 
 
 def test_a_file_of_version_1_is_brought_up_to_date(db, tmp_path):
