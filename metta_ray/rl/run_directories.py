@@ -25,7 +25,7 @@ import yaml
 from pydantic import BaseModel
 
 from metta_ray.common.errors import ConfigError
-from metta_ray.common.util import fs
+from metta_ray.common.util import fs, places
 from metta_ray.common.util.ranks import is_master, process_count
 from metta_ray.rl.trainer_config import TrainerConfig
 
@@ -157,7 +157,13 @@ def _git(*arguments: str) -> str | None:
 
 
 def _base_directory(data_dir: str | os.PathLike[str] | None) -> Path:
-    return Path(data_dir or os.environ.get("DATA_DIR") or "./train_dir").expanduser().absolute()
+    given = data_dir or os.environ.get("DATA_DIR") or "./train_dir"
+    if places.is_remote(str(given)):
+        raise ConfigError(
+            f"data_dir={str(given)!r}: the library keeps runs in directories; name one, or train with metta-ray train, "
+            "which keeps them in object stores too"
+        )
+    return places.local_path(str(given)).absolute()
 
 
 def name_from_time(base: Path) -> str:

@@ -5,7 +5,7 @@
     mirror.start()                                                   # from now on all that changes is carried over
     mirror.stop(deadline_s=120.0)                                    # the rest, too
 
-Complete directories (checkpoints) go first, and each appears whole or not at all; then the other files. Nothing that
+Other files go first, then complete directories (checkpoints), each of which appears whole or not at all. Nothing that
 was not carried over is lost: the working copy stays, and the next start of the run goes on with it. Who writes to the
 place is written there (``.owner.json``) and renewed, so that two machines do not continue the same run.
 """
@@ -37,7 +37,7 @@ from metta_ray.common.util.places import (
     require_writable,
     write_bytes,
 )
-from metta_ray.common.util.state_directory import MANIFEST
+from metta_ray.common.util.state_directory import MANIFEST, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,7 @@ class Mirror:
         self._renew(is_first=is_first)
         damaged: CheckpointError | None = None
         there = self._complete_directories()
+        self._send_files()  # first: what is told of the epochs up to a checkpoint is there before the checkpoint is
         for name, stamp in sorted(there.items(), key=lambda item: -item[1]):
             try:
                 if self._kept.directories.get(name) != stamp:
@@ -188,7 +189,6 @@ class Mirror:
                 continue  # retention was quicker
             self._waiting.pop(name, None)
         self._newest = max(self._kept.directories, key=lambda name: there.get(name, 0), default=None)
-        self._send_files(there)
         left = self._complete_directories()
         # None at all was not retention but somebody who emptied the working copy: what is in the store stays.
         for name in set(self._kept.directories) - set(left) if left else ():
@@ -200,12 +200,12 @@ class Mirror:
         if damaged is not None:
             raise damaged
 
-    def _send_files(self, directories: dict[str, int]) -> None:
+    def _send_files(self) -> None:
         """All that is in no complete directory, as far as it has changed."""
         present = set()
         for path in _files(self._run_dir):
             name = path.relative_to(self._run_dir).as_posix()
-            if any(name.startswith(f"{one}/") and self._is_listed(one, name) for one in directories):
+            if self._is_listed(name):
                 continue
             try:
                 stamp = _stamp(path)
@@ -222,14 +222,16 @@ class Mirror:
                     store.rm_file(target)
             del self._kept.files[name]
 
-    def _is_listed(self, directory: str, name: str) -> bool:
+    def _is_listed(self, name: str) -> bool:
         """Whether a file belongs to a complete directory, and did not come later (scores, pins)."""
+        *parents, inner = name.split("/", 2)
+        manifest = self._run_dir.joinpath(*parents, MANIFEST)
+        if len(parents) < 2 or not manifest.is_file():
+            return False
         try:
-            files = json.loads((self._run_dir / directory / MANIFEST).read_bytes())["files"]
-        except (OSError, ValueError, KeyError):
+            return inner == MANIFEST or inner in read_manifest(manifest.parent)["files"]
+        except CheckpointError:
             return True
-        inner = name.removeprefix(f"{directory}/")
-        return inner == MANIFEST or inner in files
 
     def _complete_directories(self) -> dict[str, int]:
         """Name → when it was completed, in nanoseconds."""

@@ -155,3 +155,8 @@ def test_the_git_revision_is_that_of_the_working_directory(tmp_path: Path, monke
     changed = git_revision()
     assert changed is not None
     assert changed["has_changes"] is True
+
+
+def test_a_url_is_not_taken_for_a_directory():
+    with pytest.raises(ConfigError, match="the library keeps runs in directories"):
+        setup_run_directories("a", "s3://bucket/runs")
