@@ -23,6 +23,9 @@ from metta_ray.rl.losses import Losses, explained_variance, ppo_loss
 from metta_ray.rl.optimizer import Optimizer
 from metta_ray.rl.trainer_config import TrainerConfig
 
+# Without a gradient more fits into memory than a minibatch, and more at once costs less for each.
+LOOK_AGAIN_STEPS = 4096
+
 
 def update_policy(
     policy: nn.Module,
@@ -102,8 +105,7 @@ def look_again(policy: nn.Module, experience: Experience) -> None:
     unused = torch.zeros_like(experience.values)
     proximal = torch.empty_like(experience.logprobs)
     rows = torch.arange(experience.segments, device=experience.device)
-    for start in range(0, experience.segments, experience.minibatch_segments):
-        indices = rows[start : start + experience.minibatch_segments]
+    for indices in rows.split(max(experience.minibatch_segments, LOOK_AGAIN_STEPS // experience.bptt_horizon)):
         logprobs, _, values, _ = _evaluate(unwrap_agent(policy), experience.rows(indices, unused))
         proximal[indices] = logprobs
         experience.update_values(indices, values)
