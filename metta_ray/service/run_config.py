@@ -366,7 +366,7 @@ def located(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
     return config.model_copy(
         update={
             "run": run,
-            "data_dir": str(data_directory(config.data_dir, environ)),
+            "data_dir": data_place(config.data_dir, environ),
         }
     )
 
