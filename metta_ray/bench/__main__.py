@@ -11,7 +11,7 @@ from pathlib import Path
 
 from metta_ray.common.errors import MettaRayError
 
-BENCHMARKS = {
+BENCHMARKS: dict[str, tuple[str, str, float | None]] = {
     "env": ("env_bench", "environment stepping against the bare engine, and worker processes", 60.0),
     "policy": ("policy_bench", "the policy acting and learning, against plain torch; or on a card", 150.0),
     "train": ("train_bench", "the library's whole loop, against the floor of its parts; or CartPole", 150.0),
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "scale": ("scale_bench", "agent steps per second with 1 to 16 workers whose environments sleep", 60.0),
     "plan": ("plan_bench", "predictions of metta-ray plan against runs with 1, 2 and 4 rollout workers", 60.0),
     "recovery": ("recovery_bench", "how long a run takes to get over the death of each of its parts", 120.0),
+    "curriculum": ("curriculum_bench", "learning progress, shared or of each worker, against uniform sampling", None),
 }
 
 
@@ -30,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (_, what, seconds) in BENCHMARKS.items():
         # What is not given is left to the benchmark.
         words = benchmarks.add_parser(name, help=what, description=what, argument_default=argparse.SUPPRESS)
-        words.add_argument(
-            "--seconds", type=float, default=seconds, help=f"about how long it measures in all (default: {seconds:g})"
-        )
+        if seconds is not None:  # else its length is not one of time
+            about = f"about how long it measures in all (default: {seconds:g})"
+            words.add_argument("--seconds", type=float, default=seconds, help=about)
         words.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the result there")
         if name in OPTIONS:
             OPTIONS[name](words)
@@ -54,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _control_options(words: argparse.ArgumentParser) -> None:
     words.add_argument("--real", action="store_true", help="also with 16 actors of a Ray of its own that sleep")
+
+
+def _curriculum_options(words: argparse.ArgumentParser) -> None:
+    words.add_argument("--agent-steps", type=int, help="of each run (default: 1000000, a minute or two of one core)")
+    words.add_argument("--seeds", type=int, help="three runs for each (default: 3)")
 
 
 def _policy_options(words: argparse.ArgumentParser) -> None:
@@ -116,6 +122,7 @@ def _list(text: str) -> list[str]:
 
 OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "control": _control_options,
+    "curriculum": _curriculum_options,
     "policy": _policy_options,
     "train": _train_options,
     "service": _service_options,

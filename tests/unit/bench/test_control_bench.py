@@ -49,4 +49,4 @@ def test_every_benchmark_explains_itself(name: str, capsys: pytest.CaptureFixtur
         main([name, "--help"])
 
     assert end.value.code == 0
-    assert "--seconds" in capsys.readouterr().out
+    assert "--json" in capsys.readouterr().out
