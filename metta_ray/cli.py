@@ -31,7 +31,7 @@ are played in this process."""
 SETTINGS_HELP = """\
 Every setting has a dotted name: --trainer.ppo.clip-coef 0.2, --rollout.num-workers 4, --pacing.target-staleness 0.
 FILE is YAML with the same names; it changes a preset (--preset), and words of the command line change it.
-Short: --env, --workers 8 or 2:16, --seed, --total-timesteps, --data-dir. --dry-run prints all settings and ends.
+Short: --env, --workers 8 or 2:16, --seed, --total-timesteps, --data-dir, --state. --dry-run prints all settings.
 Examples: deploy/runs/*.yaml."""
 
 DATA_DIR_HELP = "where runs are kept, a directory or s3://…; default $DATA_DIR or ./train_dir"
@@ -91,6 +91,8 @@ def _settings_command(words: list[str]) -> Callable[[], int]:
     file = files[0] if files else None
     if words[0] == "plan":
         return lambda: plan(file, overrides)
+    if "state" in overrides:
+        overrides["state.url"] = overrides.pop("state")
     is_dry = overrides.pop("dry_run", "false") == "true"
     command = train if words[0] == "train" else submit
     return lambda: command(file, overrides, is_dry=is_dry)
@@ -131,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--address", metavar="A", help="cluster; otherwise RAY_ADDRESS, otherwise a Ray of its own"
         )
+        command.add_argument("--state", metavar="URL", help="store of runs: sqlite:///PATH, redis:// or rediss://")
         command.add_argument("--dry-run", action="store_true", help="print all settings and end")
 
     command = commands.add_parser(
@@ -238,8 +241,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", metavar="DIR", help="where runs are kept; default $DATA_DIR or ./train_dir")
-    parser.add_argument("--state-url", metavar="URL", help="store of runs; default runs.sqlite in the data directory")
+    parser.add_argument("--data-dir", metavar="DIR", help=DATA_DIR_HELP)
+    parser.add_argument(
+        "--state",
+        "--state-url",
+        dest="state_url",
+        metavar="URL",
+        help="store of runs; default $METTA_RAY_STATE or runs.sqlite in the data directory",
+    )
     parser.add_argument("--address", metavar="HOST:PORT", help="cluster to look in; default RAY_ADDRESS")
 
 
@@ -272,7 +281,8 @@ def submit(file: str | None, overrides: dict[str, str], *, is_dry: bool) -> int:
     usual = str(config.data_dir)
     config = config.model_copy(update={"run": config.run or name_from_time(Path(usual))})
     data_dir = travelling_data_dir(usual, is_given=_names_data_dir(file, overrides), address=address)
-    plan = plan_job(file, overrides | ({"data_dir": data_dir} if data_dir else {}), config)
+    from_here = {"data_dir": data_dir, "state.url": config.state.url}  # a job does not know this shell's variables
+    plan = plan_job(file, overrides | {name: value for name, value in from_here.items() if value}, config)
     if is_dry:
         print(config.to_yaml(), end="")
         print(f"# job {plan.submission_id}\n# entry command: {plan.entrypoint}")

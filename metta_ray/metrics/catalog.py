@@ -275,7 +275,7 @@ CHECKPOINT_SECONDS = _gauge("metta_checkpoint_write_seconds", "s", "how long wri
 CHECKPOINT_BYTES = _gauge("metta_checkpoint_size_bytes", "bytes", "size of the newest checkpoint")
 CHECKPOINT_FAILURES = _counter("metta_checkpoint_failures", "failures", "checkpoints that could not be written")
 STORE_SECONDS = _histogram(
-    "metta_state_store_call_seconds", "s", "writing one record or event to the state store", SECONDS_BUCKETS
+    "metta_state_store_call_seconds", "s", "one call of the state store", SECONDS_BUCKETS
 )
 STORE_ERRORS = _counter("metta_state_store_errors", "calls", "calls of the state store that failed")
 METRICS_CPU = _counter("metta_metrics_cpu_seconds", "s", "processor time that exporting all this took")

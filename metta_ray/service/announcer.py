@@ -13,9 +13,8 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
-from metta_ray.common.errors import StateStoreError
 from metta_ray.control.run_state import RunState, may_follow
-from metta_ray.state.base import StateStore
+from metta_ray.state.publisher import Publisher
 from metta_ray.state.records import EventRecord, RunRecord
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ TOLD = {"ready": 0, "left": 0, "dropped": 5}
 class Announcer:
     """state: of the run. message: why it failed. result: what came of it, once it has ended.
 
-    store: where events and the run's record are kept, once it is open; a run trains without one too.
+    publisher: tells events and the run's record to a store, once there is one; a run trains without one too.
     events_file: where events are kept in the run's directory, once there is one, one JSON object per line.
     """
 
@@ -38,7 +37,7 @@ class Announcer:
         self.state = RunState.STARTING
         self.message = ""
         self.result: dict[str, Any] = {}
-        self.store: StateStore | None = None
+        self.publisher: Publisher | None = None
         self.events_file: Path | None = None
         self._run = run
         self._news = threading.Condition()
@@ -97,18 +96,17 @@ class Announcer:
                     file.write(json.dumps({"at": event.at, "kind": event.kind, "text": event.text}) + "\n")
         except OSError as error:
             logger.warning("event not written: %s", error)
-        try:
-            if self.store is not None:
-                self.store.add_event(event)
-        except StateStoreError as error:
-            logger.warning("event not stored: %s", error)
+        if self.publisher is not None:
+            self.publisher.add_event(event)
 
     def put_record(self, record: RunRecord) -> None:
-        if self.store is not None:
-            try:
-                self.store.put_run(record)
-            except StateStoreError as error:
-                logger.warning("record not stored: %s", error)
+        if self.publisher is not None:
+            self.publisher.put_run(record)
+
+    def close(self, timeout_s: float) -> None:
+        """Waits so long at most until the store has been told all."""
+        if self.publisher is not None and not self.publisher.close(timeout_s):
+            logger.warning("the store of run records could not be told how run %s ended", self._run)
 
     @property
     def events(self) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any, Self
 from metta_ray.common.errors import RunUnknownError, RunUnreachableError
 from metta_ray.common.util.typed_config import did_you_mean
 from metta_ray.service.identity import coordinator_name, namespace_of
-from metta_ray.service.run_config import data_directory, store_url
+from metta_ray.service.run_config import STATE_VARIABLE, data_directory, store_url
 from metta_ray.service.run_handle import CoordinatorCall, RunHandle, coordinator_gone, first_line
 from metta_ray.state.base import StateStore
 from metta_ray.state.open_store import SQLITE, open_store
@@ -49,7 +49,7 @@ class Where:
     @classmethod
     def of(cls, data_dir: str | None, state_url: str | None, address: str | None, environ: Mapping[str, str]) -> Self:
         return cls(
-            store_url=store_url(state_url, data_directory(data_dir, environ)),
+            store_url=store_url(state_url or environ.get(STATE_VARIABLE), data_directory(data_dir, environ)),
             address=address or environ.get("RAY_ADDRESS") or None,
             is_explicit=address is not None,
         )

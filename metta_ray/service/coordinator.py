@@ -45,10 +45,12 @@ from metta_ray.service.run_config import RunConfig, store_url
 from metta_ray.service.run_log import keep_log
 from metta_ray.service.run_status import facts_before_opening, facts_of, failures_of, workers_of
 from metta_ray.service.sizes import Sizes
-from metta_ray.service.wiring import build_parts
 from metta_ray.service.uploads import Uploads
+from metta_ray.service.wiring import build_parts
 from metta_ray.service.worker_count import WorkerCount
+from metta_ray.state.base import StateStore
 from metta_ray.state.open_store import open_store
+from metta_ray.state.publisher import Publisher
 from metta_ray.state.records import RunRecord
 from metta_ray.state.timed_store import TimedStore
 
@@ -61,6 +63,8 @@ NODES_EVERY_S = 1.0
 WAITED_S = 3.0
 """Waiting that lasts so long is told: starting takes seconds anyway."""
 LINGER_S = 5.0
+STORE_S = 3.0
+"""A store that is away when a run ends is not waited for any longer."""
 COMMAND_S = 60.0
 CHECKPOINT_COMMAND_S = 180.0
 
@@ -93,6 +97,7 @@ class Coordinator:
         self._left_nodes: set[str] = set()
         self._waits: tuple[str | None, float] = (None, 0.0)  # for what, since when; inf: it was told
         self._checked: set[str] = set()
+        self._stored_generation = 0
         self._refresh_status()
         threading.Thread(target=self._live, name="pipeline", daemon=True).start()
 
@@ -545,6 +550,7 @@ class Coordinator:
                 logger.exception("something of run %s may be left; metta-ray stop %s --force", self.run, self.run)
             self._refresh_status()
             self._put_record()
+        self._announcer.close(STORE_S)
         lock = fs.RunLock.held(self._dirs.run_dir) if hasattr(self, "_dirs") else None
         if lock is not None:
             lock.release()
@@ -668,21 +674,24 @@ class Coordinator:
     def _open_store(self) -> None:
         """The store is for people: a run trains without one too."""
         try:
-            store = open_store(store_url(self._config.state.url, self._session["data_dir"]))
-            self._announcer.store = TimedStore(store, self._metrics.store_call)
+            url = store_url(self._config.state.url, self._session["data_dir"])
+            store = TimedStore(open_store(url, timeout_s=self._config.state.timeout_s), self._metrics.store_call)
         except StateStoreError as error:
             self._announcer.note(f"warning: {error}; the run goes on, but metta-ray runs will not show it")
+            return
+        self._stored_generation = self._generation_in(store)
+        self._announcer.publisher = Publisher(store, self.run, self._announcer.note)
 
     def _next_generation(self) -> int:
         """Above all that ever wrote of this run, here or in the store, which may remember a run that was set aside."""
-        store, stored = self._announcer.store, 0
-        if store is not None:
-            try:
-                record = store.get_run(self.run)
-                stored = record.generation if record is not None else 0
-            except StateStoreError:
-                stored = 0
-        return max(self._books.generation, stored) + 1
+        return max(self._books.generation, self._stored_generation) + 1
+
+    def _generation_in(self, store: StateStore) -> int:
+        try:
+            record = store.get_run(self.run)
+        except StateStoreError:
+            return 0  # the publisher will meet the same trouble, and tells it
+        return record.generation if record is not None else 0
 
     def _learner_changed(self, what: str, number: int, details: Any) -> None:
         self._books.record({"kind": what, "role": "learner", "number": number, **details})

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import psutil
@@ -122,6 +123,7 @@ class CoordinatorMetrics:
         self._was_restarted = was_restarted
         self._seen_tasks: set[str] = set()
         self._store_errors = 0
+        self._store_calls: SimpleQueue[tuple[float, bool]] = SimpleQueue()
         self._process = psutil.Process()
 
     @_never_in_the_way
@@ -151,14 +153,20 @@ class CoordinatorMetrics:
     def status(self, status: Mapping[str, Any]) -> None:
         """To be called about once per second."""
         self._sink.put(samples.of_status(status, time.time()))
+        self._put_store_calls()
         self._sink.put(_of_process(self._process, "coordinator"))
         self._sink.renew()
         self._sink.put_own_cost()
 
-    @_never_in_the_way
     def store_call(self, seconds: float, is_failed: bool) -> None:
-        self._store_errors += is_failed
-        self._sink.put([Sample(catalog.STORE_SECONDS, seconds), Sample(catalog.STORE_ERRORS, self._store_errors)])
+        """From any thread; exported with the next ``status``."""
+        self._store_calls.put((seconds, is_failed))
+
+    def _put_store_calls(self) -> None:
+        while not self._store_calls.empty():
+            seconds, is_failed = self._store_calls.get_nowait()
+            self._store_errors += is_failed
+            self._sink.put([Sample(catalog.STORE_SECONDS, seconds), Sample(catalog.STORE_ERRORS, self._store_errors)])
 
 
 class LearnerMetrics:

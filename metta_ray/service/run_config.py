@@ -24,12 +24,17 @@ from metta_ray.control.failure import Budget, Cause
 from metta_ray.rl.presets import DEFAULT_PRESET, PRESETS, environment_settings, preset_for, preset_settings
 from metta_ray.rl.run_directories import check_run_name
 from metta_ray.rl.trainer_config import TrainerConfig
+from metta_ray.state.open_store import check_store_url
 
 # ``--seed 3`` for ``--trainer.seed 3``. Not num_workers: here it could mean two things.
 SHORT_OPTIONS = {name: f"trainer.{name}" for name in ("total_timesteps", "seed", "env_overrides")} | {
     "run_name": "run",
     "address": "cluster.address",
+    "state_url": "state.url",
 }
+
+STATE_VARIABLE = "METTA_RAY_STATE"
+"""The store of runs of those that name none."""
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for the entry command of a job."""
@@ -292,7 +297,14 @@ class StateConfig(StrictModel):
     """The store of facts about runs, which ``metta-ray status`` and ``runs`` read."""
 
     url: str | None = Field(
-        default=None, description="sqlite:///PATH; none: runs.sqlite in data_dir, which needs a local disk"
+        default=None,
+        description="sqlite:///PATH, or redis[s]://[USER@]HOST[:PORT][/DATABASE][?ca=FILE&password_file=FILE], which "
+        "holds no password; none: $METTA_RAY_STATE, or runs.sqlite in data_dir, which needs a local disk",
+    )
+    timeout_s: _Seconds = Field(
+        default=0.25,
+        description="a call of Redis takes at most about this long; training never waits for one. More where the "
+        "network is slower",
     )
 
 
@@ -355,7 +367,7 @@ class RunConfig(StrictModel):
 
 
 def located(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
-    """The configuration with what it leaves to the environment variables filled in: run and data_dir.
+    """The configuration with what it leaves to the environment variables filled in: run, data_dir, state.url.
 
     ConfigError for a name that cannot be a directory's, and for a data_dir inside a job's working directory, which
     is a copy that Ray removes.
@@ -367,6 +379,7 @@ def located(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
         update={
             "run": run,
             "data_dir": data_place(config.data_dir, environ),
+            "state": config.state.model_copy(update={"url": config.state.url or environ.get(STATE_VARIABLE) or None}),
         }
     )
 
@@ -435,7 +448,10 @@ def load_run_config(path: str | Path | None, overrides: Mapping[str, str]) -> Ru
         target = parse_workers(words.pop("workers"))
         words |= {f"rollout.{name}": value for name, value in target._asdict().items() if name != "num_workers"}
         words |= {"rollout.num_workers": target.num_workers} if target.num_workers else {}
-    return validated(RunConfig, apply_overrides(settings, words, schema=RunConfig))
+    config = validated(RunConfig, apply_overrides(settings, words, schema=RunConfig))
+    if config.state.url is not None:
+        check_store_url(config.state.url)  # not by the model, whose messages repeat what they refuse
+    return config
 
 
 def parse_workers(text: str) -> WorkerTarget:

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 from metta_ray.common.errors import ConfigError
 from metta_ray.state.base import StateStore
+from metta_ray.state.redis_address import RedisAddress
 from metta_ray.state.sqlite_store import SqliteStore
 
 SQLITE = "sqlite:///"
+REDIS = ("redis://", "rediss://")
+PATIENCE_S = 5.0
+"""How long a person waits for an answer."""
 
 
-def open_store(url: str) -> StateStore:
-    """``sqlite:///relative/path`` or ``sqlite:////absolute/path``. ConfigError for anything else."""
-    if url.startswith(SQLITE) and len(url) > len(SQLITE):
+def open_store(url: str, *, timeout_s: float = PATIENCE_S) -> StateStore:
+    """``sqlite:///relative/path``, ``sqlite:////absolute/path``, or a Redis as in ``redis_address``.
+
+    timeout_s: of a call over the network; a file's own timeout is SqliteStore's.
+
+    ConfigError for anything else, StateStoreError where a file cannot be used. A Redis is first asked when the store
+    is used.
+    """
+    check_store_url(url)
+    if url.startswith(SQLITE):
         return SqliteStore(url.removeprefix(SQLITE))
-    scheme = url.partition("://")[0]  # the rest may hold a password, which belongs in no message
-    if scheme in ("redis", "rediss"):
-        raise ConfigError("state.url: Redis comes with a later version; known is sqlite:///path")
-    raise ConfigError(f"state.url: {scheme!r} names no store of run records; known is sqlite:///path")
+    from metta_ray.state.redis_store import RedisStore  # the client of a server that most runs have no use for
+
+    return RedisStore(RedisAddress.from_url(url), timeout_s=timeout_s)
+
+
+def check_store_url(url: str) -> None:
+    """ConfigError for what ``open_store`` refuses. The message never repeats the URL, which may hold a password."""
+    if url.startswith(REDIS):
+        RedisAddress.from_url(url)
+    elif not url.startswith(SQLITE) or url == SQLITE:
+        scheme = url.partition("://")[0] if "://" in url else ""
+        raise ConfigError(
+            f"state.url: {scheme!r} names no store of run records; known is sqlite:///path, and redis:// or rediss://"
+        )

@@ -1,4 +1,4 @@
-"""A store whose writes are timed: latency and errors are worth a look where the store is on another machine."""
+"""A store whose calls are timed: latency and errors are worth a look where the store is on another machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 class TimedStore:
-    """Does what ``store`` does. on_call: told after each write how many seconds it took, and whether it failed."""
+    """Does what ``store`` does. on_call: told after each call how many seconds it took, and whether it failed."""
 
     def __init__(self, store: StateStore, on_call: Callable[[float, bool], None]) -> None:
         self._store = store
@@ -23,16 +23,16 @@ class TimedStore:
         return self._timed(lambda: self._store.put_run(record))
 
     def get_run(self, name: str) -> RunRecord | None:
-        return self._store.get_run(name)
+        return self._timed(lambda: self._store.get_run(name))
 
     def list_runs(self) -> list[RunRecord]:
-        return self._store.list_runs()
+        return self._timed(self._store.list_runs)
 
     def add_event(self, event: EventRecord) -> None:
         self._timed(lambda: self._store.add_event(event))
 
     def events(self, run: str, limit: int = 20) -> list[EventRecord]:
-        return self._store.events(run, limit)
+        return self._timed(lambda: self._store.events(run, limit))
 
     def close(self) -> None:
         self._store.close()

@@ -162,7 +162,7 @@ def test_a_submit_to_this_machine_keeps_the_run_where_train_would(capsys: pytest
         ("audit nav-8", "run 'nav-8' is unknown"),
         ("scale nav-8 --workers 0", "workers='0'"),
         ("stop nav-8 --force", "run 'nav-8' is unknown"),
-        ("runs --state-url redis://x", "Redis"),
+        ("runs --state redis://me:canary@x", "holds a password"),
     ],
 )
 def test_bad_input_is_one_readable_line_and_exit_code_2(

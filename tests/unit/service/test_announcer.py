@@ -4,6 +4,7 @@ import json
 import logging
 
 from metta_ray.service.announcer import EVENTS_FILE, Announcer
+from metta_ray.state.publisher import Publisher
 from metta_ray.state.sqlite_store import SqliteStore
 
 
@@ -25,7 +26,7 @@ def test_events_are_kept_in_the_runs_directory_once_there_is_one(tmp_path):
 
 def test_a_disk_that_does_not_take_them_is_a_warning_and_the_store_has_them(tmp_path, caplog):
     announcer = Announcer("r")
-    announcer.store = SqliteStore(tmp_path / "runs.sqlite")
+    announcer.publisher = Publisher(SqliteStore(tmp_path / "runs.sqlite"), "r", announcer.note)
     announcer.events_file = tmp_path / "missing" / EVENTS_FILE
 
     with caplog.at_level(logging.WARNING):
@@ -33,5 +34,7 @@ def test_a_disk_that_does_not_take_them_is_a_warning_and_the_store_has_them(tmp_
 
     assert "event not written" in caplog.text
     assert "rollout-0 died" in announcer.events[-1]
-    assert [event.text for event in announcer.store.events("r")] == ["rollout-0 died"]
-    announcer.store.close()
+    announcer.close(10.0)
+    store = SqliteStore(tmp_path / "runs.sqlite")
+    assert [event.text for event in store.events("r")] == ["rollout-0 died"]
+    store.close()
