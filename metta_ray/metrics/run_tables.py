@@ -16,11 +16,11 @@ def print_status(status: Status, stream: TextIO) -> None:
     workers = status.get("workers") or {}
     if workers.get("list"):
         print(file=stream)
-        columns = ("stream", "slot", "state", "pid", "node", "tickets", "fragments", "restarts")
+        columns = ("stream", "slot", "state", "pid", "host", "node", "tickets", "fragments", "restarts")
         _print_rows("rollout workers", columns, workers["list"], stream)
     if status.get("learners"):
         print(file=stream)
-        _print_rows("learners", ("name", "rank", "state", "pid", "node"), status["learners"], stream)
+        _print_rows("learners", ("name", "rank", "state", "pid", "host", "node"), status["learners"], stream)
     if (status.get("evaluations") or {}).get("evaluators"):
         print(file=stream)
         playing = ("name", "state", "evaluation", "pid", "node")

@@ -105,7 +105,7 @@ def look_again(policy: nn.Module, experience: Experience) -> None:
     unused = torch.zeros_like(experience.values)
     proximal = torch.empty_like(experience.logprobs)
     rows = torch.arange(experience.segments, device=experience.device)
-    for indices in rows.split(max(experience.minibatch_segments, LOOK_AGAIN_STEPS // experience.bptt_horizon)):
+    for indices in torch.split(rows, max(experience.minibatch_segments, LOOK_AGAIN_STEPS // experience.bptt_horizon)):
         logprobs, _, values, _ = _evaluate(unwrap_agent(policy), experience.rows(indices, unused))
         proximal[indices] = logprobs
         experience.update_values(indices, values)

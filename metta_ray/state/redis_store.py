@@ -150,6 +150,8 @@ class RedisStore:
                 return f"{text.rstrip('.')}; check the user's name in the URL and {PASSWORD_VARIABLE} or password_file"
             case redis.exceptions.NoPermissionError():
                 return f"{text.rstrip('.')}; deploy/redis/users.acl has the rights that it needs"
+            case _ if "CERTIFICATE_VERIFY_FAILED" in text:
+                return f"{text}; name who signed its certificate, ?ca=FILE"
             case redis.TimeoutError():
                 return f"no answer within {self._timeout_s:g} s"
             case _:

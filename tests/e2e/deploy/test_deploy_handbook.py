@@ -103,7 +103,8 @@ def test_the_handbooks_commands_run_from_first_to_last(reader: Reader) -> None:
 
 
 def the_cluster_is_closed(reader: Reader) -> None:
-    """No token, no entry; the dashboard on loopback; one cluster for one directory; the token is the user's alone."""
+    """No token or a wrong one: no entry, and it is said. The dashboard on loopback; one cluster for one directory; the
+    token is the user's alone."""
     with pytest.raises(HTTPError, match="401"):
         urlopen(f"http://127.0.0.1:{reader.ports['8265']}/api/jobs/", timeout=10)
     dashboards = [
@@ -112,6 +113,23 @@ def the_cluster_is_closed(reader: Reader) -> None:
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == reader.ports["8265"]
     ]
     assert dashboards == ["127.0.0.1"]
+    submit = next(line for line in LINES if line.startswith("metta-ray submit"))
+    join = next(line for line in LINES if line.startswith("metta-ray train"))
+    known = reader.environment
+    without = {name: value for name, value in known.items() if not name.startswith("RAY_")}
+    without["HOME"] = str(reader.local)
+    for token in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+        reader.environment = without | token
+        for line in (submit, join):
+            refused = reader.run(line)
+            assert refused.returncode != 0, line
+            assert "a missing or wrong token looks the same: RAY_AUTH_MODE and RAY_AUTH_TOKEN" in refused.stderr, line
+            assert "Traceback" not in refused.stderr, refused.stderr
+    reader.environment = known | {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}
+    refused = reader.run(submit)
+    assert refused.returncode == 2
+    assert "name different clusters" in refused.stderr
+    reader.environment = known
     again = reader.run(UP)
     assert again.returncode == 1
     assert "runs already" in again.stderr
