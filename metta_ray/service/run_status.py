@@ -105,6 +105,7 @@ def learner_list(learners: LearnerGroup) -> list[dict[str, Any]]:
             "rank": rank,
             "state": state,
             "pid": replica.info.pid if replica.info else None,
+            "host": replica.info.host if replica.info else None,
             "node": replica.info.node_id if replica.info else None,
         }
         for rank, state, replica in seats

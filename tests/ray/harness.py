@@ -119,8 +119,16 @@ class Head:
     """A cluster that outlives its runs: ``ray start --head`` in a session of its own."""
 
     def __init__(
-        self, lab: Lab, *, num_cpus: int, env: Mapping[str, str], dashboard: bool, object_store_memory: int
+        self,
+        lab: Lab,
+        *,
+        num_cpus: int,
+        env: Mapping[str, str],
+        dashboard: bool,
+        object_store_memory: int,
+        autoscaling: Callable[[int], Path] | None,
     ) -> None:
+        """autoscaling: the cluster's port → the file of settings for Ray's autoscaler."""
         self.port, self.dashboard_port = free_port(), free_port()
         self.address = f"{node_address()}:{self.port}"
         self.dashboard_url = f"http://127.0.0.1:{self.dashboard_port}"
@@ -141,6 +149,8 @@ class Head:
             f"--object-store-memory={object_store_memory}",
             "--disable-usage-stats",
         ]
+        if autoscaling is not None:
+            words.append(f"--autoscaling-config={autoscaling(self.port)}")
         # --temp-dir says it; nodes and drivers that join are told by the head.
         self.env.pop("RAY_TMPDIR")
         self.session = Session([ray_command(), *words], cwd=lab.directory, env=self.env, log=lab.log("head"))
@@ -177,11 +187,16 @@ class Head:
 
 
 class Lab:
-    """Where the runs of one test, or of several that share them, live."""
+    """Where the runs of one test, or of several that share them, live.
+
+    variables: of every program beside the usual ones. enter: words before a command that joins a cluster, for one
+    that only its own hosts can join."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.data_dir = directory / "runs"
+        self.variables: dict[str, str] = {}
+        self.enter: list[str] = []
         self.ray_dir = Path(tempfile.mkdtemp(prefix="mr"))  # short: sockets lie in it
         self._logs = 0
         self._heads: list[Head] = []
@@ -203,6 +218,7 @@ class Lab:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TMPDIR": str(self.ray_dir),
             "ORACLE_ROOT": str(self.directory / "oracle"),
+            **self.variables,
             **(extra or {}),
         }
 
@@ -217,9 +233,15 @@ class Lab:
         env: Mapping[str, str] | None = None,
         dashboard: bool = False,
         object_store_memory: int = 400_000_000,
+        autoscaling: Callable[[int], Path] | None = None,
     ) -> Head:
         head = Head(
-            self, num_cpus=num_cpus, env=env or {}, dashboard=dashboard, object_store_memory=object_store_memory
+            self,
+            num_cpus=num_cpus,
+            env=env or {},
+            dashboard=dashboard,
+            object_store_memory=object_store_memory,
+            autoscaling=autoscaling,
         )
         self._heads.append(head)
         head.wait_until_up()
@@ -266,7 +288,7 @@ class Lab:
 
     def command(self, *words: object) -> subprocess.CompletedProcess[str]:
         """``metta-ray`` with these words, until it ends."""
-        return self.program(sys.executable, "-m", "metta_ray", *words)
+        return self.program(*self.enter, sys.executable, "-m", "metta_ray", *words)
 
     def program(self, *words: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -576,6 +598,7 @@ class RemoteControl:
 
     def __init__(self, lab: Lab, run: Run) -> None:
         command = [
+            *lab.enter,
             sys.executable,
             str(REMOTE_CONTROL),
             run.name,
@@ -618,7 +641,7 @@ class RemoteControl:
         return answer
 
     def close(self) -> None:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, subprocess.TimeoutExpired):
             self._process.communicate("", timeout=10.0)
         if self._process.poll() is None:
             self._process.kill()
