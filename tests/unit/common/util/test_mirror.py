@@ -23,8 +23,13 @@ PLACE = "flaky://bucket/runs/one"
 @pytest.fixture(autouse=True)
 def _empty_memory() -> Iterator[None]:
     FlakyFileSystem.left, FlakyFileSystem.error = float("inf"), PermissionError
+    empty_memory()  # other files' tests may have left something there
     yield
     FlakyFileSystem.left = float("inf")
+    empty_memory()
+
+
+def empty_memory() -> None:
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
 
