@@ -73,14 +73,11 @@ def wrap_agent_distributed(agent: MettaAgent, device: torch.device | str) -> Met
     if not dist.is_initialized():
         return agent
     device = torch.device(device)
-    return DistributedMettaAgent(
-        agent,
-        device_ids=[device] if device.type == "cuda" else None,
-        # Buffers are constants (look-up tables, about 1 MB) or follow from the weights in the same way everywhere;
-        # DDP would send them again at every forward pass.
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )
+    wrapped = DistributedMettaAgent(agent, device_ids=[device] if device.type == "cuda" else None)
+    # From here on buffers are the same everywhere: look-up tables of about 1 MB, which DDP would send again at every
+    # forward pass, and what follows from the weights.
+    wrapped.broadcast_buffers = False
+    return wrapped
 
 
 def unwrap_agent(policy: nn.Module) -> MettaAgent:
