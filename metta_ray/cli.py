@@ -42,6 +42,11 @@ REPLAY_HELP = """\
 Writes one self-contained HTML page with a player in it: play, scrub, follow an agent, see what it observes, holds,
 gains and expects. FILE is a replay of metta_ray or MettaGrid (versions 3 and 4), a path or a URL such as s3://…"""
 
+COPY_HELP = """\
+Copies records and events of all runs that have ended; directories of runs stay where they are. Once more is harmless:
+what is there already stays, and so does what is newer there. A run that goes on would go on writing to FROM: stop it,
+copy, and go on with --state TO."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
@@ -236,6 +241,14 @@ def build_parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="for programs")
     _add_places(listing)
     listing.set_defaults(command=runs)
+
+    state = commands.add_parser("state", help="stores of runs: metta-ray state copy FROM TO")
+    copying = state.add_subparsers(metavar="COMMAND", required=True).add_parser(
+        "copy", help="all records of runs, from one store to another", description=COPY_HELP, formatter_class=_Plain
+    )
+    copying.add_argument("source", metavar="FROM", help="sqlite:///PATH, redis:// or rediss://")
+    copying.add_argument("target", metavar="TO", help="the same")
+    copying.set_defaults(command=copy_state)
     commands.add_parser("bench", help="benchmarks: metta-ray bench --help", add_help=False)
     return parser
 
@@ -442,6 +455,26 @@ def runs(options: argparse.Namespace) -> int:
     else:
         print(f"no runs in {_where(options).store_url}")
     return DONE
+
+
+def copy_state(options: argparse.Namespace) -> int:
+    from metta_ray.service.connection import stores_of_copy
+    from metta_ray.state.copying import copy_runs
+
+    is_whole = True
+    with stores_of_copy(options.source, options.target) as (source, target):
+        for copied in copy_runs(source, target, lambda record: _is_final(record.state)):
+            is_whole &= not copied.outcome.is_refusal
+            print(f"run {copied.run}: {copied.outcome}" + f"; new events: {copied.events}" * bool(copied.events))
+    if is_whole:
+        return DONE
+    print(
+        f"error: not all runs were copied; end what goes on (metta-ray stop RUN --state {options.source}, with --force "
+        "where its cluster is gone) and copy again; for other runs of the same names use another file, or another "
+        "?prefix= of the Redis",
+        file=sys.stderr,
+    )
+    return FAILED
 
 
 def audit(options: argparse.Namespace) -> int:

@@ -13,18 +13,18 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from metta_ray.common.errors import RunUnknownError, RunUnreachableError
+from metta_ray.common.errors import ConfigError, RunUnknownError, RunUnreachableError
 from metta_ray.common.util.typed_config import did_you_mean
 from metta_ray.service.identity import coordinator_name, namespace_of
 from metta_ray.service.run_config import STATE_VARIABLE, data_directory, store_url
 from metta_ray.service.run_handle import CoordinatorCall, RunHandle, coordinator_gone, first_line
 from metta_ray.state.base import StateStore
-from metta_ray.state.open_store import SQLITE, open_store
+from metta_ray.state.open_store import SQLITE, check_store_url, open_store
 from metta_ray.state.records import RunRecord
 
 REACH_TIMEOUT_S = 3.0
@@ -96,6 +96,24 @@ def records(where: Where) -> list[RunRecord]:
 def put_record(where: Where, record: RunRecord) -> None:
     with _store(where) as store:
         store.put_run(record)
+
+
+@contextmanager
+def stores_of_copy(source: str, target: str) -> Iterator[tuple[StateStore, StateStore]]:
+    """Two stores, by URL; the second may be a new one. ConfigError for what is no store, and if both are the same."""
+    for name, url in (("FROM", source), ("TO", target)):
+        try:
+            check_store_url(url)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
+    if source == target:
+        raise ConfigError(f"FROM and TO are the same store, {source}")
+    if not _exists(source):
+        raise ConfigError(f"FROM: there is no file {source.removeprefix(SQLITE)}; sqlite:////PATH is an absolute path")
+    with closing(open_store(source)) as opened:
+        opened.list_runs()  # one that cannot be used is told before a file is made for the other
+        with closing(open_store(target)) as other:
+            yield opened, other
 
 
 def record_as_status(record: RunRecord) -> dict[str, Any]:
@@ -192,7 +210,11 @@ def _store(where: Where) -> Iterator[StateStore]:
 
 def _store_exists(where: Where) -> bool:
     """A question must not create the file that it asks."""
-    return not where.store_url.startswith(SQLITE) or Path(where.store_url.removeprefix(SQLITE)).exists()
+    return _exists(where.store_url)
+
+
+def _exists(store_url: str) -> bool:
+    return not store_url.startswith(SQLITE) or Path(store_url.removeprefix(SQLITE)).exists()
 
 
 @contextmanager
