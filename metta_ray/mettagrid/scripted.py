@@ -8,6 +8,7 @@ neither fights nor arms itself, so in an arena with combat a policy can do bette
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,20 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order
 
-from metta_ray.mettagrid.engine import RESOURCES
+from metta_ray.mettagrid.engine import OBJECT_TYPES, RESOURCES
 from metta_ray.mettagrid.mettagrid_env import Episode, MettaGridBatch
-from metta_ray.mettagrid.task_spec import INPUTS
-from metta_ray.mettagrid.terrain import Cell, Grid
+from metta_ray.mettagrid.task_spec import INPUTS, TaskSpec
+from metta_ray.mettagrid.terrain import Cell, Grid, Mask
 
 NOOP = 0
 ALTAR_CODES = (Cell.ALTAR, Cell.GOOD_ALTAR, Cell.BAD_ALTAR)
+ANYTHING, NOTHING = "anything", "nothing"
+SEARCHES = 256
+"""So many are remembered of each episode: agents plan from the same cells again and again."""
+
+UNREACHED = np.iinfo(np.int32).max
 _HEART, _LASER, _COOLDOWN = (RESOURCES.index(name) for name in ("heart", "laser", "cooldown"))
+_INPUT_OF = {link: RESOURCES.index(resource) for link, resource in INPUTS.items()}
 
 
 class ScriptedPolicy:
@@ -57,14 +64,22 @@ class RandomPolicy:
 
 
 class _Guide:
-    """Leads the agents of one episode."""
+    """Leads the agents of one episode.
+
+    Objects neither move nor vanish, so where they are is read off the map once; what they hold is asked of the engine
+    at every step, and only of those whose contents decide.
+    """
 
     def __init__(self, episode: Episode, rng: np.random.Generator) -> None:
         self.episode = episode
         self._rng = rng
         self._width = episode.grid.shape[1]
         self._roads = _roads(episode.grid)
-        self._kind_of_place = episode.grid.ravel()
+        self._search = lru_cache(SEARCHES)(self._search_from)
+        self._cells_of = {kind: _cells(episode.grid == kind) for kind in Cell if kind > Cell.AGENT}
+        self._objects = _cells(episode.grid > Cell.AGENT)
+        watched = _watched_types(episode.task)
+        self._ignored = [kind for kind in OBJECT_TYPES if kind not in watched]
         self._paths: list[list[int]] = [[] for _ in range(episode.task.num_agents)]  # next cell last
         self._last_cells = [-1] * episode.task.num_agents
         self._is_over = False
@@ -76,35 +91,43 @@ class _Guide:
         if self._is_over:
             return [NOOP] * num_agents
         agents: list[Any] = [None] * num_agents
-        places: dict[int, dict[int, int]] = {}  # cell → inventory of the object there
-        for thing in self.episode.world.grid_objects(-1, -1, -1, -1, ["wall"]).values():
+        contents: dict[int, dict[int, int]] = {}  # cell → inventory of the object there
+        for thing in self.episode.world.grid_objects(-1, -1, -1, -1, self._ignored).values():
             if "agent_id" in thing:
                 agents[thing["agent_id"]] = thing
             else:
-                places[thing["r"] * self._width + thing["c"]] = thing["inventory"]
-        goals = [self._goals(agent["inventory"], places) for agent in agents]
+                contents[thing["r"] * self._width + thing["c"]] = thing["inventory"]
+        places = self._useful_places(contents)
+        goals = [places[self._wanted(agent["inventory"])] for agent in agents]
         # A navigation map without hearts stays so; elsewhere goals may come back.
         self._is_over = self.episode.task.kind == "navigation" and not any(goals)
         return [self._lead(index, agent, goals[index]) for index, agent in enumerate(agents)]
 
-    def _goals(self, bag: dict[int, int], places: dict[int, dict[int, int]]) -> set[int]:
-        """Cells of the objects that are of use to an agent with this bag."""
-        kind = self.episode.task.kind
-        if kind == "navigation":
-            return {cell for cell, inventory in places.items() if inventory.get(_HEART)}
-        if kind == "smoke":
-            return set(places)
-        if kind == "tmaze":
-            return set() if bag.get(_LASER) else self._of_kind(places, Cell.GOOD_ALTAR)
-        chain = self.episode.task.chain
-        links = (link for link in reversed(chain) if link == chain[0] or bag.get(RESOURCES.index(INPUTS[link])))
-        wanted = Cell[next(links).upper()]
-        return {cell for cell in self._of_kind(places, wanted) if not places[cell].get(_COOLDOWN)}
+    def _useful_places(self, contents: dict[int, dict[int, int]]) -> dict[str, frozenset[int]]:
+        """Cells by what an agent may want there, see ``_wanted``."""
+        task = self.episode.task
+        if task.kind == "navigation":
+            return {ANYTHING: frozenset(cell for cell, inventory in contents.items() if inventory.get(_HEART))}
+        if task.kind == "smoke":
+            return {ANYTHING: self._objects}
+        if task.kind == "tmaze":
+            return {ANYTHING: self._cells_of[Cell.GOOD_ALTAR], NOTHING: frozenset()}
+        return {
+            link: frozenset(cell for cell in self._cells_of[Cell[link.upper()]] if not contents[cell].get(_COOLDOWN))
+            for link in task.chain
+        }
 
-    def _of_kind(self, places: dict[int, dict[int, int]], wanted: Cell) -> set[int]:
-        return {cell for cell in places if self._kind_of_place[cell] == wanted}
+    def _wanted(self, bag: dict[int, int]) -> str:
+        """What is of use to an agent with this bag: a link of the chain, or anything there is."""
+        task = self.episode.task
+        if task.kind in ("navigation", "smoke"):
+            return ANYTHING
+        if task.kind == "tmaze":
+            return NOTHING if bag.get(_LASER) else ANYTHING
+        first = task.chain[0]
+        return next(link for link in reversed(task.chain) if link == first or bag.get(_INPUT_OF[link]))
 
-    def _lead(self, index: int, agent: Any, goals: set[int]) -> int:
+    def _lead(self, index: int, agent: Any, goals: frozenset[int]) -> int:
         cell = agent["r"] * self._width + agent["c"]
         path = self._paths[index]
         stood_still, self._last_cells[index] = cell == self._last_cells[index], cell
@@ -117,18 +140,36 @@ class _Guide:
             path = self._paths[index] = self._path(cell, goals)
         return self._action_of(path[-1] - cell) if path else NOOP
 
-    def _path(self, start: int, goals: set[int]) -> list[int]:
+    def _path(self, start: int, goals: frozenset[int]) -> list[int]:
         """The cells of a shortest path to the nearest goal, that first and the next cell last."""
         if not goals:
             return []
-        order, before = breadth_first_order(self._roads, start)
-        reached = np.flatnonzero(np.isin(order, np.fromiter(goals, np.int64)))
-        if not len(reached):
+        rank, before = self._search(start)
+        nearest = min(goals, key=rank.__getitem__)
+        if rank[nearest] == UNREACHED:
             return []
-        path = [int(order[reached[0]])]
+        path = [nearest]
         while before[path[-1]] != start:
             path.append(int(before[path[-1]]))
         return path
+
+    def _search_from(self, start: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Of every cell: when a breadth-first search reaches it, and from where."""
+        order, before = breadth_first_order(self._roads, start)
+        rank = np.full(len(before), UNREACHED, np.int32)
+        rank[order] = np.arange(len(order), dtype=np.int32)
+        return rank, before
+
+
+def _cells(where: Mask) -> frozenset[int]:
+    return frozenset(np.flatnonzero(where).tolist())
+
+
+def _watched_types(task: TaskSpec) -> set[str]:
+    """Object types whose state the script needs to know."""
+    if task.kind == "navigation":
+        return {"agent", "altar"}
+    return {"agent"} if task.kind in ("smoke", "tmaze") else {"agent", *task.chain}
 
 
 def _roads(grid: Grid) -> csr_array:
@@ -146,4 +187,5 @@ def _roads(grid: Grid) -> csr_array:
             starts.append(cells[one][connected])
             ends.append(cells[other][connected])
     start, end = np.concatenate(starts), np.concatenate(ends)
-    return csr_array((np.ones(len(start), np.int8), (start, end)), shape=(grid.size, grid.size))
+    # As float64, which searches would turn it into every time.
+    return csr_array((np.ones(len(start)), (start, end)), shape=(grid.size, grid.size))

@@ -92,6 +92,26 @@ def test_the_script_is_better_than_chance_in_every_simulation(name, changes):
     assert score(random, references).value == 0
 
 
+@pytest.mark.parametrize(
+    ("title", "returns"),
+    [
+        ("navigation/cylinder-world_large", [32, 32]),
+        ("memory/far", [4, 4]),
+        ("navigation_sequence/dense_small", [36, 11]),
+        ("arena/basic", [64, 69]),
+        ("object_use/lasery", [40, 39]),
+        ("smoke/altar", [30, 30]),
+    ],
+)
+def test_the_script_gets_what_it_always_got(title, returns):
+    config = named_suite(title.partition("/")[0], episodes=2).simulations[title]
+
+    played = Simulation(title, config, seed=0).run(ScriptedPlayer())
+
+    # Every score is relative to it: what makes the script quicker must not change a decision.
+    assert [sum(agent["reward"] for agent in episode.agent_metrics) for episode in played.episodes] == returns
+
+
 def test_fixed_maps_need_one_mettagrid_task():
     with pytest.raises(ConfigError, match="only MettaGrid has seeded maps"):
         Simulation("a/b", SingleEnvSimulationConfig(env="gym:CartPole-v1", num_episodes=1, fixed_maps=[1]))
