@@ -15,6 +15,7 @@ import torch
 
 from metta_ray.api import (
     Agent,
+    CurriculumLog,
     Environment,
     EpochProgress,
     Experience,
@@ -130,6 +131,7 @@ def train(options: RunOptions) -> int:
 
         trackers.append(PrometheusTracker(dirs.run_name, config.total_timesteps, options.metrics_port, say))
     log = MetricsLog(dirs.run_dir, keep_until_epoch=epoch, trackers=trackers)
+    curriculum_log = CurriculumLog(dirs.run_dir, config.total_timesteps)
     stop = StopRequest()
     last_epoch = epoch + options.stop_after_epochs if options.stop_after_epochs else None
     is_last = agent_step >= config.total_timesteps  # a finished run that is started again plays its evaluation
@@ -159,6 +161,7 @@ def train(options: RunOptions) -> int:
         speed = progress.lap(steps)
         say(progress.line(epoch, agent_step, stats.get("episode/return", []), speed))
         log.write(epoch, agent_step, speed, metrics, losses=losses.stats(), hyperparameters=hyperparameters)
+        curriculum_log.note(epoch, agent_step, vecenv.curriculum)
 
         is_last = agent_step >= config.total_timesteps or epoch == last_epoch or stop.is_set()
         record = save_checkpoint(

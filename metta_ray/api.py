@@ -10,6 +10,7 @@ from metta_ray.common.util.system_monitor import SystemMonitor
 from metta_ray.eval.evaluation import evaluate_run
 from metta_ray.mettagrid.curriculum.core import PreBuiltConfigCurriculum
 from metta_ray.rl.advantage import compute_advantage
+from metta_ray.rl.curriculum_log import CurriculumLog
 from metta_ray.rl.diagnostics import gradient_stats, profiled_epoch
 from metta_ray.rl.distributed import (
     cleanup_distributed,
@@ -63,6 +64,7 @@ __all__ = [
     "Agent",
     "AgentConfig",
     "CheckpointConfig",
+    "CurriculumLog",
     "Environment",
     "EpochProgress",
     "Experience",

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from metta_ray.common.util.ranks import is_master
 from metta_ray.envs.tasks import Curriculum
 
 CURRICULUM_FILE = "curriculum.jsonl"
@@ -18,16 +19,20 @@ LINES = 200
 
 
 class CurriculumLog:
-    """Appends to a run's file; ``note`` is called after every epoch and writes every ``1 / LINES`` of the run."""
+    """Appends to a run's file; ``note`` is called after every epoch and writes every ``1 / LINES`` of the run.
+
+    Only rank 0 writes: under ``torchrun``, where each rank has a curriculum of its own, that is rank 0's.
+    """
 
     def __init__(self, run_dir: str | Path, total_timesteps: int) -> None:
         self.path = Path(run_dir) / CURRICULUM_FILE
         self._every = max(1, total_timesteps // LINES)
         self._next = 0
+        self._is_master = is_master()
 
-    def note(self, epoch: int, agent_step: int, curriculum: Curriculum) -> None:
-        """OSError where the disk does not take it."""
-        if agent_step < self._next:
+    def note(self, epoch: int, agent_step: int, curriculum: Curriculum | None) -> None:
+        """None: environments without tasks, of which nothing is written. OSError where the disk does not take it."""
+        if curriculum is None or not self._is_master or agent_step < self._next:
             return
         self._next = (agent_step // self._every + 1) * self._every
         line = {"epoch": epoch, "agent_step": agent_step, "tasks": _tasks(curriculum)}

@@ -409,8 +409,7 @@ class Coordinator:
                 losses=record["losses"],
                 hyperparameters=record["hyperparameters"],
             )
-            if self._books.curriculum is not None:
-                self._curriculum_log.note(record["epoch"], record["agent_step"], self._books.curriculum)
+            self._curriculum_log.note(record["epoch"], record["agent_step"], self._books.curriculum)
         except OSError as error:
             self._announcer.event("metrics", f"metrics of epoch {record['epoch']} were not written: {error}")
 

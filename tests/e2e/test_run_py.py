@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from metta_ray.report.run_data import read_run
 from tests.e2e.small_runs import SMALL_CARTPOLE
 
 OPTIONS = [*SMALL_CARTPOLE, "--trainer.update-epochs", "1"]
@@ -55,6 +58,20 @@ def test_a_run_says_what_it_does_continues_under_its_name_and_starts_afresh_on_r
     assert [line["epoch"] for line in fresh.metrics()] == [1]
     (aside,) = fresh.run_dir.parent.glob("a.before_*")
     assert (aside / "checkpoints" / "model_0003" / "manifest.json").exists()
+
+
+def test_a_run_with_a_curriculum_writes_down_how_it_stood_and_its_page_shows_it(start_training):
+    sizes = ["--num-envs", "16", "--trainer.bptt-horizon", "16"]
+    sizes += ["--trainer.batch-size", "1024", "--trainer.minibatch-size", "512"]
+    training = start_training("--preset", "navigation", *sizes, "--total-timesteps", 3072, "--evaluate", "false")
+    training.wait()
+
+    heat = read_run("a", str(training.run_dir)).heat
+    assert heat is not None
+    assert heat.is_recorded
+    assert heat.agent_steps == [1024, 2048, 3072]
+    assert len(heat.tasks) == 64
+    assert heat.values[0][0] == pytest.approx(1 / 64, rel=1e-4)
 
 
 def test_three_updates_in_a_row_that_are_not_finite_end_the_run_and_name_the_last_good_checkpoint(

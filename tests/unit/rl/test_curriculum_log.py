@@ -44,3 +44,11 @@ def test_of_a_curriculum_without_rows_the_table_is_told(tmp_path):
     CurriculumLog(tmp_path, 10).note(1, 1, Own())
 
     assert lines_of(tmp_path)[0]["tasks"] == {"x": [1.0, None, None, None]}
+
+
+def test_nothing_is_written_without_a_curriculum_or_by_another_rank(tmp_path, monkeypatch):
+    CurriculumLog(tmp_path, 10).note(1, 1, None)
+    monkeypatch.setenv("RANK", "1")
+    CurriculumLog(tmp_path, 10).note(1, 1, RandomCurriculum([FixedTask(TaskSpec(), "a")]))
+
+    assert not (tmp_path / CURRICULUM_FILE).exists()
