@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, tuple[str, str, float | None]] = {
     "scale": ("scale_bench", "agent steps per second with 1 to 16 workers whose environments sleep", 60.0),
     "plan": ("plan_bench", "predictions of metta-ray plan against runs with 1, 2 and 4 rollout workers", 60.0),
     "recovery": ("recovery_bench", "how long a run takes to get over the death of each of its parts", 120.0),
+    "evaluation": ("evaluation_bench", "what an evaluation on another core costs training", 90.0),
     "curriculum": ("curriculum_bench", "learning progress, shared or of each worker, against uniform sampling", None),
 }
 
@@ -60,6 +61,10 @@ def _control_options(words: argparse.ArgumentParser) -> None:
 def _curriculum_options(words: argparse.ArgumentParser) -> None:
     words.add_argument("--agent-steps", type=int, help="of each run (default: 1000000, a minute or two of one core)")
     words.add_argument("--seeds", type=int, help="three runs for each (default: 3)")
+
+
+def _evaluation_options(words: argparse.ArgumentParser) -> None:
+    words.add_argument("--network", metavar="NAME", help="light (default) or default")
 
 
 def _policy_options(words: argparse.ArgumentParser) -> None:
@@ -122,6 +127,7 @@ def _list(text: str) -> list[str]:
 
 OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "control": _control_options,
+    "evaluation": _evaluation_options,
     "curriculum": _curriculum_options,
     "policy": _policy_options,
     "train": _train_options,
