@@ -61,6 +61,7 @@ def _control_options(words: argparse.ArgumentParser) -> None:
 def _curriculum_options(words: argparse.ArgumentParser) -> None:
     words.add_argument("--agent-steps", type=int, help="of each run (default: 1000000, a minute or two of one core)")
     words.add_argument("--seeds", type=int, help="three runs for each (default: 3)")
+    words.add_argument("--hindsight", action="store_true", help="also only the tasks that gained most, and least")
 
 
 def _evaluation_options(words: argparse.ArgumentParser) -> None:

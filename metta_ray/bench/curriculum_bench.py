@@ -1,5 +1,6 @@
-"""Does a curriculum help, and does it have to be shared? Bucketed navigation with short episodes, three arms:
-learning progress of all rollout workers together, of each worker for itself, and uniform sampling.
+"""Does a curriculum help, and does it have to be shared? Bucketed navigation with short episodes, three arms: uniform
+sampling, learning progress of all rollout workers together, and of each worker for itself. Two more tell what any
+curriculum could change at most: training on only the quarter of tasks that gained most, or least, in the uniform run.
 
 Every run has the same agent steps, the workers' environments in one process in lock-step, and the same held-out maps.
 A difference is over pairs of the same map and seed; its interval is that of a bootstrap that draws seeds and maps. With
@@ -8,15 +9,22 @@ three seeds such an interval is rather too narrow, so the single differences are
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metta_ray.bench.curriculum_run import ARMS, CurriculumRun, CurriculumTraining, Experiment
+from metta_ray.bench.curriculum_run import (
+    ARMS,
+    HINDSIGHT,
+    PER_WORKER,
+    SHARED,
+    UNIFORM,
+    CurriculumRun,
+    CurriculumTraining,
+    Experiment,
+)
 from metta_ray.bench.machine import describe_machine
 from metta_ray.common.errors import UsageError
 
@@ -28,25 +36,42 @@ Array = NDArray[np.float64]
 
 
 def run(
-    agent_steps: int = Experiment.agent_steps, seeds: int = 3, experiment: Experiment | None = None
+    agent_steps: int = Experiment.agent_steps,
+    seeds: int = 3,
+    hindsight: bool = False,
+    experiment: Experiment | None = None,
 ) -> dict[str, Any]:
-    """agent_steps: of each of the ``3 × seeds`` runs. UsageError for numbers that leave nothing to compare."""
+    """agent_steps: of each of the ``3 × seeds`` runs, or ``5 × seeds`` with hindsight. UsageError for numbers that
+    leave nothing to compare."""
     if agent_steps < 1 or seeds < 1:
         raise UsageError(f"--agent-steps {agent_steps} --seeds {seeds} leave nothing to compare; give at least 1 each")
     experiment = experiment or Experiment(agent_steps=agent_steps)
-    runs: list[CurriculumRun] = []
-    rows: list[dict[str, Any]] = []
-    for seed, arm in itertools.product(range(seeds), ARMS):
-        began = time.perf_counter()
-        runs.append(CurriculumTraining(experiment, arm, seed).run())
-        rows.append(runs[-1].to_json() | coverage(runs[-1]) | {"seconds": round(time.perf_counter() - began, 1)})
+    runs = []
+    for seed in range(seeds):
+        uniform = CurriculumTraining(experiment, UNIFORM, seed).run()
+        gains = uniform.gains()
+        others = [*ARMS[1:], *(HINDSIGHT if hindsight else ())]
+        runs += [uniform, *(CurriculumTraining(experiment, arm, seed, gains).run() for arm in others)]
+    return {"machine": describe_machine(), **compared(experiment, runs)}
+
+
+def compared(experiment: Experiment, runs: Sequence[CurriculumRun]) -> dict[str, Any]:
+    """Each arm with the same seeds, uniform sampling among them; JSON values."""
+    gains = {run.seed: run.gains() for run in runs if run.arm == UNIFORM}
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    pairs = [(arm, UNIFORM) for arm in arms if arm != UNIFORM]
     return {
-        "machine": describe_machine(),
         "experiment": _settings(experiment, runs[0]),
-        "runs": rows,
-        "arms": {arm: float(_scores(runs, arm).mean()) for arm in ARMS},
-        "differences": [difference(runs, *pair) for pair in itertools.combinations(ARMS, 2)],
+        "runs": [run.to_json() | coverage(run) | {"aim": aim(run, gains[run.seed])} for run in runs],
+        "arms": {arm: float(_scores(runs, arm).mean()) for arm in arms},
+        "differences": [difference(runs, *pair) for pair in [*pairs, (SHARED, PER_WORKER)]],
     }
+
+
+def aim(run: CurriculumRun, gains: Array) -> float:
+    """Mean gain of the tasks that were drawn over that of all: 1 for uniform sampling, more where a curriculum found
+    those that gain most."""
+    return float((np.array(run.probabilities) @ gains).mean() / gains.mean())
 
 
 def coverage(run: CurriculumRun) -> dict[str, Any]:
@@ -86,15 +111,15 @@ def report(result: dict[str, Any]) -> str:
     lines = [
         f"{machine['processor']}, {machine['cores']} cores; " + ", ".join(f"{k} {v}" for k, v in experiment.items()),
         "",
-        "| arm | seed | score on held-out maps over time | covered (one worker) | entropy | all seen after |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| arm | seed | score on held-out maps over time | covered (one worker) | entropy | aim | all seen after |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["runs"]:
         curve = ", ".join(f"{np.mean(scores):.3f}" for scores in row["scores"])
         seen = "never" if row["all_seen_after"] is None else f"{row['all_seen_after']:,}"
         lines.append(
             f"| {row['arm']} | {row['seed']} | {curve} | {row['covered']:.0%} ({row['covered_by_one_worker']:.0%}) "
-            f"| {row['entropy']['mean']:.3f} | {seen} |"
+            f"| {row['entropy']['mean']:.3f} | {row['aim']:.2f} | {seen} |"
         )
     lines += ["", "| difference of last scores | mean | 95 % interval | by seed |", "| --- | --- | --- | --- |"]
     for row in result["differences"]:

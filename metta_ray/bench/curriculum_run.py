@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from metta_ray.agent.factory import Agent
 from metta_ray.bench.lock_step import LockStep
+from metta_ray.common.errors import UsageError
 from metta_ray.envs.tasks import Curriculum as AnyCurriculum
 from metta_ray.envs.tasks import TaskTable
 from metta_ray.mettagrid.curriculum.bucketed import BucketedCurriculum
@@ -34,9 +35,16 @@ from metta_ray.rl.vecenv import make_vecenv
 from metta_ray.sim.held_out import play_maps
 from metta_ray.sim.players import PolicyPlayer
 
-SHARED, PER_WORKER, UNIFORM = "shared", "per worker", "uniform"
-ARMS = (SHARED, PER_WORKER, UNIFORM)
-"""Learning progress of all workers together, of each worker for itself, and no curriculum at all."""
+UNIFORM, SHARED, PER_WORKER = "uniform", "shared", "per worker"
+ARMS = (UNIFORM, SHARED, PER_WORKER)
+"""No curriculum at all, learning progress of all workers together, and of each worker for itself."""
+
+MOST, LEAST = "most gain", "least gain"
+HINDSIGHT = (MOST, LEAST)
+"""Bounds of what a curriculum could change: only the quarter of tasks that gained most, or least, when all were
+practised alike."""
+
+QUARTER = 4
 
 DEVICE = "cpu"
 
@@ -61,7 +69,7 @@ class Experiment:
     minibatch_size: int = 1024
     settings: LearningProgressConfig = field(
         default_factory=lambda: LearningProgressConfig(
-            ema_timescale=0.2, sample_threshold=5, memory=10, uniform_share=0.25
+            ema_timescale=0.01, sample_threshold=5, memory=10, uniform_share=0.1
         )
     )
 
@@ -69,13 +77,14 @@ class Experiment:
         buckets = {"terrain": list(self.terrains), "altars": {"range": (2, 18), "bins": self.altar_bins}}
         return BucketedCurriculum(TaskSpec(max_steps=self.max_steps), buckets, self.settings, seed=seed)
 
-    def curricula(self, arm: str, seed: int) -> list[Curriculum]:
-        """One for each worker; the same object where it is shared."""
+    def curricula(self, arm: str, seed: int, gains: NDArray[np.float64] | None = None) -> list[Curriculum]:
+        """One for each worker; the same object where it is shared. gains: of each task; for hindsight."""
         if arm == PER_WORKER:
             return [self.curriculum(seed * self.workers + worker) for worker in range(self.workers)]
         shared: Curriculum = self.curriculum(seed)
-        if arm == UNIFORM:
-            shared = Curriculum(shared.task_table().templates, seed=seed)
+        if arm != SHARED:
+            templates = shared.task_table().templates
+            shared = Curriculum(templates, None if arm == UNIFORM else _one_quarter(arm, gains), seed=seed)
         return [shared] * self.workers
 
     def held_out(self) -> list[TaskSpec]:
@@ -113,6 +122,18 @@ class CurriculumRun:
         steps, workers, tasks, scores = zip(*self.outcomes, strict=True)
         return np.array(steps), np.array(workers), np.array(tasks), np.array(scores, np.float64)
 
+    def gains(self) -> NDArray[np.float64]:
+        """Of each task: mean score in the last third of the run less that in the first; 0 where one is missing."""
+        steps, _, tasks, scores = self.outcome_arrays()
+        third, count = steps.max() / 3, len(self.task_ids)
+        parts = (steps <= third, steps > 2 * third)
+        attempts = np.array([np.bincount(tasks[part], minlength=count) for part in parts])
+        early, late = (
+            np.bincount(tasks[part], scores[part], count) / np.maximum(tried, 1)
+            for part, tried in zip(parts, attempts, strict=True)
+        )
+        return np.asarray(np.where((attempts > 0).all(axis=0), late - early, 0.0), np.float64)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "arm": self.arm,
@@ -147,13 +168,13 @@ class _Heard:
 class CurriculumTraining:
     """The library's training loop over the environments of all workers, in lock-step."""
 
-    def __init__(self, experiment: Experiment, arm: str, seed: int) -> None:
+    def __init__(self, experiment: Experiment, arm: str, seed: int, gains: NDArray[np.float64] | None = None) -> None:
         self.experiment = experiment
         self._config = experiment.trainer()
         self._seed = seed
         self._agent_step = 0
         self._epoch = 0
-        curricula = experiment.curricula(arm, seed)
+        curricula = experiment.curricula(arm, seed, gains)
         self.record = CurriculumRun(arm, seed, curricula[0].task_ids)
         self._task_index = {task_id: index for index, task_id in enumerate(self.record.task_ids)}
         self._workers: list[AnyCurriculum] = [
@@ -231,3 +252,13 @@ class CurriculumTraining:
             self.record.outcomes.append((self._agent_step, worker, self._task_index[task_id], score))
 
         return note
+
+
+def _one_quarter(arm: str, gains: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Probabilities."""
+    if gains is None:
+        raise UsageError(f"{arm!r} needs to be told what each task gained in a run with uniform sampling")
+    chosen = np.argsort(-gains if arm == MOST else gains, kind="stable")[: max(1, len(gains) // QUARTER)]
+    probabilities = np.zeros(len(gains))
+    probabilities[chosen] = 1 / len(chosen)
+    return probabilities

@@ -10,7 +10,8 @@ import pytest
 
 from metta_ray.bench import curriculum_bench
 from metta_ray.bench.__main__ import main
-from metta_ray.bench.curriculum_run import ARMS, PER_WORKER, CurriculumRun, Experiment
+from metta_ray.bench.curriculum_run import ARMS, HINDSIGHT, LEAST, MOST, PER_WORKER, CurriculumRun, Experiment
+from metta_ray.common.errors import UsageError
 
 TINY = Experiment(
     agent_steps=1024,
@@ -28,6 +29,35 @@ TINY = Experiment(
 def test_each_worker_tells_its_own_curriculum_or_the_shared_one():
     assert len({id(one) for one in TINY.curricula(PER_WORKER, 0)}) == TINY.workers
     assert len({id(one) for one in TINY.curricula("shared", 0)}) == 1
+
+
+def test_hindsight_draws_alike_from_the_quarter_that_gained_most_or_least():
+    count = len(TINY.curriculum(0).task_ids)
+    gains = np.arange(count) / count
+    most, least = (TINY.curricula(arm, 0, gains)[0].task_table().probabilities for arm in (MOST, LEAST))
+
+    quarter = max(1, count // 4)
+    assert np.flatnonzero(most).tolist() == list(range(count - quarter, count))
+    assert np.flatnonzero(least).tolist() == list(range(quarter))
+    assert most.sum() == least.sum() == pytest.approx(1.0)
+
+
+def test_hindsight_needs_to_be_told_the_gains():
+    with pytest.raises(UsageError, match="'most gain' needs to be told"):
+        TINY.curricula(MOST, 0)
+
+
+def test_a_gain_is_the_last_third_less_the_first_and_0_where_one_of_them_is_missing():
+    run = CurriculumRun("uniform", 0, ("a", "b"))
+    run.outcomes = [(10, 0, 0, 0.1), (20, 1, 0, 0.3), (150, 0, 0, 9.0), (250, 0, 0, 0.5), (300, 1, 1, 0.7)]
+
+    assert run.gains() == pytest.approx([0.3, 0.0])
+
+
+def test_aim_compares_the_gain_of_what_was_drawn_with_that_of_all():
+    run = CurriculumRun("shared", 0, ("a", "b"), probabilities=[[[0.5, 0.5]], [[1.0, 0.0]]])
+
+    assert curriculum_bench.aim(run, np.array([0.3, 0.1])) == pytest.approx((1.0 + 1.5) / 2)
 
 
 def test_coverage_counts_what_all_and_what_one_worker_have_played():
@@ -60,11 +90,11 @@ def test_the_command_trains_all_arms_and_writes_json(
 ):
     monkeypatch.setattr(curriculum_bench, "Experiment", lambda agent_steps: TINY)
 
-    words = ["curriculum", "--agent-steps", "1024", "--seeds", "1", "--json", str(tmp_path / "bench.json")]
-    assert main(words) == 0
+    words = ["curriculum", "--agent-steps", "1024", "--seeds", "1", "--hindsight"]
+    assert main([*words, "--json", str(tmp_path / "bench.json")]) == 0
 
     result = json.loads((tmp_path / "bench.json").read_text())
-    assert [row["arm"] for row in result["runs"]] == list(ARMS)
+    assert [row["arm"] for row in result["runs"]] == [*ARMS, *HINDSIGHT]
     assert all(row["outcomes"] for row in result["runs"])
     assert "difference of last scores" in capsys.readouterr().out
 
