@@ -8,6 +8,7 @@ learner ``staging`` for the next batch and ``saving`` for checkpoints. Everythin
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import ray
@@ -17,8 +18,19 @@ from metta_ray.service.ray_facts import own_address
 NICENESS = 15
 """Of evaluators: where they share a core with training, training goes first."""
 
+LEAVE_S = 5.0
+"""After which a process ends that Ray was told to kill."""
 
-class RolloutWorkerActor:
+
+class _Shell:
+    @ray.method(concurrency_group="control")
+    def leave(self) -> None:
+        """Ray cannot kill an actor that was being created when its GCS was lost and started again (2.60: "has not been
+        assigned a lease"); it would stay until its own lease runs out."""
+        threading.Timer(LEAVE_S, os._exit, (0,)).start()
+
+
+class RolloutWorkerActor(_Shell):
     def __init__(self, identity: Any, *args: Any) -> None:
         from metta_ray.service.rollout_worker import RolloutWorker
 
@@ -41,7 +53,7 @@ class RolloutWorkerActor:
         return self._worker.describe()
 
 
-class LearnerActor:
+class LearnerActor(_Shell):
     def __init__(self, identity: Any, *args: Any) -> None:
         from metta_ray.service.learner import Learner
         from metta_ray.service.metrics_exporter import LearnerMetrics
@@ -85,7 +97,7 @@ class LearnerActor:
         return self._learner.describe()
 
 
-class EvaluatorActor:
+class EvaluatorActor(_Shell):
     def __init__(self, identity: Any, *args: Any) -> None:
         from metta_ray.service.evaluator import Evaluator
 

@@ -19,6 +19,7 @@ from ray.util.placement_group import PlacementGroup, get_placement_group, placem
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from metta_ray.service.actors import EvaluatorActor, LearnerActor, RolloutWorkerActor
+from metta_ray.service.background import LastAnswer
 from metta_ray.service.children import Future
 from metta_ray.service.identity import Identity, namespace_of
 from metta_ray.service.process_info import ProcessInfo
@@ -45,6 +46,7 @@ class RayChild:
 
     def retire(self) -> None:
         with suppress(Exception):  # a child that is gone already, or a cluster that is
+            self._handle.leave.remote()
             ray.kill(self._handle, no_restart=True)
 
     def kill(self, info: ProcessInfo | None) -> None:
@@ -64,6 +66,8 @@ class RayChildren:
         self._node_id = ray.get_runtime_context().get_node_id()
         self._group_name = f"metta/{run}/learners"
         self._group: PlacementGroup | None = None
+        # While Ray's GCS is away, a question to it takes until it is back.
+        self._leaving = LastAnswer(draining_nodes, first=set[str](), name="nodes")
         self._without_process: dict[str, list[Any]] = {role: [] for role in _CLASSES}
 
     def start(self, role: str, identity: Identity, *args: Any) -> RayChild:
@@ -105,7 +109,7 @@ class RayChildren:
         return ray.get(future, timeout=timeout_s)
 
     def leaving_nodes(self) -> set[str]:
-        return draining_nodes()
+        return self._leaving.get()
 
     def missing_resources(self, role: str, count: int) -> str | None:
         waiting = self._without_process[role] = [a for a in self._without_process[role] if not has_process(a)]

@@ -127,8 +127,11 @@ class Head:
         dashboard: bool,
         object_store_memory: int,
         autoscaling: Callable[[int], Path] | None,
+        own_env: Mapping[str, str],
+        options: Sequence[str],
     ) -> None:
-        """autoscaling: the cluster's port → the file of settings for Ray's autoscaler."""
+        """autoscaling: the cluster's port → the file of settings for Ray's autoscaler. own_env, options: of the head
+        alone, not of its nodes."""
         self.port, self.dashboard_port = free_port(), free_port()
         self.address = f"{node_address()}:{self.port}"
         self.dashboard_url = f"http://127.0.0.1:{self.dashboard_port}"
@@ -148,13 +151,34 @@ class Head:
             f"--dashboard-agent-listen-port={free_port()}",
             f"--object-store-memory={object_store_memory}",
             "--disable-usage-stats",
+            *options,
         ]
         if autoscaling is not None:
             words.append(f"--autoscaling-config={autoscaling(self.port)}")
         # --temp-dir says it; nodes and drivers that join are told by the head.
         self.env.pop("RAY_TMPDIR")
-        self.session = Session([ray_command(), *words], cwd=lab.directory, env=self.env, log=lab.log("head"))
+        self._command, self._own_env = [ray_command(), *words], {**self.env, **own_env}
+        self.session = self._start()
         self.nodes: list[Session] = []
+
+    def _start(self) -> Session:
+        return Session(self._command, cwd=self._lab.directory, env=self._own_env, log=self._lab.log("head"))
+
+    def kill(self) -> None:
+        """All of its processes at once, as when a machine is lost; its nodes stay."""
+        while members := self.session.members():
+            for member in members:
+                with suppress(psutil.Error):
+                    member.kill()
+            self.session.process.wait()
+            psutil.wait_procs(members, timeout=3.0)
+
+    def start_again(self) -> None:
+        """At the same address, as whoever looks after a head does."""
+        # Names the head before; Ray would not start beside it.
+        (self.temp_dir / "ray_current_cluster").unlink(missing_ok=True)
+        self.session = self._start()
+        self.wait_until_up()
 
     def wait_until_up(self) -> None:
         def is_up() -> bool:
@@ -234,6 +258,8 @@ class Lab:
         dashboard: bool = False,
         object_store_memory: int = 400_000_000,
         autoscaling: Callable[[int], Path] | None = None,
+        own_env: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> Head:
         head = Head(
             self,
@@ -242,6 +268,8 @@ class Lab:
             dashboard=dashboard,
             object_store_memory=object_store_memory,
             autoscaling=autoscaling,
+            own_env=own_env or {},
+            options=options,
         )
         self._heads.append(head)
         head.wait_until_up()
@@ -370,7 +398,8 @@ class Run:
             paths = kept_journals()
             kept = [list(read_records(path)) for path in paths]
             now = self.records()
-            is_being_compacted = bool(kept) and now[: len(kept[-1])] == kept[-1]
+            # A lone snapshot is compacted to itself.
+            is_being_compacted = bool(kept) and len(kept[-1]) > 1 and now[: len(kept[-1])] == kept[-1]
             if not is_being_compacted and kept_journals() == paths:
                 whole = [record for part in [*kept, now] for record in part if record["kind"] != SNAPSHOT]
                 return whole, now

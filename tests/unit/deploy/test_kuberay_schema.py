@@ -7,6 +7,7 @@ with KubeRay's custom resource definitions; the kinds of Kubernetes itself again
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.unit.deploy.manifests import DIRECTORIES, objects, pod_templates
+from tests.unit.deploy.manifests import DIRECTORIES, KUBERAY, objects, pod_templates
 
 KUBERNETES = "1.32"
 CRD_DIR = os.environ.get("METTA_RAY_CRD_DIR")
+HANDBOOK = (KUBERAY.parent / "README.md").read_text()
 
 Pod = "a pod template"
 GROUP = {
@@ -31,6 +33,8 @@ CLUSTER = {
     "rayVersion": str,
     "authOptions": {"mode": ("token",), "secretName": str},
     "gcsFaultToleranceOptions": {
+        "backend": ("redis", "rocksdb"),
+        "storage": {"size": str, "accessModes": [str], "deletionPolicy": ("DeleteWithCluster", "Retain")},
         "redisAddress": str,
         "redisPassword": {"valueFrom": {"secretKeyRef": {"name": str, "key": str}}},
     },
@@ -102,6 +106,18 @@ def test_a_misspelt_field_and_a_wrong_type_are_found() -> None:
     assert len(faults(cluster["spec"], CLUSTER, "RayCluster")) == 2
     if CRD_DIR:
         assert len(list(validator("RayCluster").iter_errors(cluster))) == 2
+
+
+def test_the_handbooks_other_store_of_the_head_fits() -> None:
+    (cluster,) = [one for one in objects("overlays/laptop") if one["kind"] == "RayCluster"]
+    (block,) = re.findall(r"^```yaml\n(gcsFault.*?)^```$", HANDBOOK, flags=re.DOTALL | re.MULTILINE)
+
+    cluster["spec"] |= yaml.safe_load(block)
+
+    assert cluster["spec"]["gcsFaultToleranceOptions"]["backend"] == "rocksdb"
+    assert faults(cluster["spec"], CLUSTER, "RayCluster") == []
+    if CRD_DIR:
+        validator("RayCluster").validate(cluster)
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
