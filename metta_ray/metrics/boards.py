@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from metta_ray.metrics import catalog
 from metta_ray.metrics.catalog import METRICS, RAY_PREFIX, Metric
@@ -454,6 +455,24 @@ ELASTICITY = Board(
             "Each is tried again after 10 s; training goes on.",
         ),
         Panel(
+            "Behind the object store",
+            "s",
+            _by_run(newest(catalog.UPLOAD_BEHIND)),
+            "How long the oldest checkpoint that is not there has been waiting; a lost machine would take it along.",
+        ),
+        Panel(
+            "Uploading",
+            "s",
+            _by_run(newest(catalog.UPLOAD_SECONDS)),
+            "The newest upload, with all that had changed. Training does not wait for it.",
+        ),
+        Panel(
+            "Failed uploads",
+            "short",
+            _by_run(counted(catalog.UPLOAD_FAILURES)),
+            "Each is tried again, after up to a minute; metta-ray status says why it failed.",
+        ),
+        Panel(
             "State store",
             "s",
             _durations(catalog.STORE_SECONDS),
@@ -519,7 +538,7 @@ BOARDS = (OVERVIEW, THROUGHPUT, LEARNING, ELASTICITY, CURRICULUM)
 
 def to_json(board: Board) -> dict[str, Any]:
     return {
-        "uid": f"metta-ray-{board.name}",
+        "uid": _uid(board),
         "title": board.title,
         "description": board.description,
         "tags": [TAG],
@@ -534,6 +553,10 @@ def to_json(board: Board) -> dict[str, Any]:
         "templating": {"list": list(_variables())},
         "panels": list(_panels(board.panels)),
     }
+
+
+def _uid(board: Board) -> str:
+    return f"metta-ray-{board.name}"
 
 
 def _variables() -> Iterator[dict[str, Any]]:
@@ -610,6 +633,11 @@ def metrics_in(expr: str) -> set[str]:
     series = {name: metric.name for metric in METRICS.values() for name in metric.series}
     names = re.findall(rf"(?<![\w:])(?:\({RAY_PREFIX}\)\?)?(metta_\w+|{RAY_PREFIX}(?!\))\w+)", expr)
     return {series[name] if name.startswith("metta_") else catalog.FOREIGN[name].name for name in names}
+
+
+def address(board: Board, grafana: str, run: str) -> str:
+    """Of a board in a Grafana that has our boards, opened for one run."""
+    return f"{grafana.rstrip('/')}/d/{_uid(board)}?var-run={quote(run)}"
 
 
 def needs_of(panel: Panel) -> str:

@@ -274,6 +274,19 @@ CHECKPOINT_TIME = _gauge(
 CHECKPOINT_SECONDS = _gauge("metta_checkpoint_write_seconds", "s", "how long writing the newest checkpoint took")
 CHECKPOINT_BYTES = _gauge("metta_checkpoint_size_bytes", "bytes", "size of the newest checkpoint")
 CHECKPOINT_FAILURES = _counter("metta_checkpoint_failures", "failures", "checkpoints that could not be written")
+UPLOAD_BEHIND = _gauge(
+    "metta_upload_behind_seconds",
+    "s",
+    "how long the oldest checkpoint or policy that is not in the object store has been waiting; 0: all are there",
+    needs="an object store",
+)
+UPLOAD_SECONDS = _gauge(
+    "metta_upload_seconds",
+    "s",
+    "how long the newest upload took, with all that had changed",
+    needs="an object store",
+)
+UPLOAD_FAILURES = _counter("metta_upload_failures", "failures", "uploads that the object store did not take")
 STORE_SECONDS = _histogram("metta_state_store_call_seconds", "s", "one call of the state store", SECONDS_BUCKETS)
 STORE_ERRORS = _counter("metta_state_store_errors", "calls", "calls of the state store that failed")
 METRICS_CPU = _counter("metta_metrics_cpu_seconds", "s", "processor time that exporting all this took")

@@ -132,7 +132,9 @@ def _facts(status: Status) -> list[tuple[str, Any]]:
         ("evaluations", _evaluation_counts(status.get("evaluations") or {})),
         ("generation", status.get("generation")),
         ("directory", status.get("run_dir")),
-        ("dashboard", status.get("dashboard_url")),
+        ("Ray dashboard", status.get("dashboard_url")),
+        ("board", status.get("grafana_url")),
+        ("metrics", status.get("metrics_url")),
         ("job", status.get("job_id")),
     ]
 

@@ -71,6 +71,7 @@ def of_status(status: Mapping[str, Any], now: float) -> Iterator[Sample]:
     yield Sample(catalog.FRAGMENT_BYTES, status["bytes_outstanding"])
     yield Sample(catalog.FRAGMENT_BUDGET, status["byte_budget"])
     yield from _of_checkpoint(status["checkpoint"], now)
+    yield from _of_upload(status.get("upload", {}))
     yield from _of_evaluations(status.get("evaluations", {}).get("list", ()))
 
 
@@ -121,6 +122,14 @@ def _of_checkpoint(checkpoint: Mapping[str, Any], now: float) -> Iterator[Sample
         yield Sample(catalog.CHECKPOINT_TIME, now - checkpoint["age_s"])
         yield from _known(catalog.CHECKPOINT_SECONDS, checkpoint["write_seconds"])
         yield from _known(catalog.CHECKPOINT_BYTES, checkpoint["size_bytes"])
+
+
+def _of_upload(upload: Mapping[str, Any]) -> Iterator[Sample]:
+    """Nothing for a run that is kept in a directory."""
+    if upload:
+        yield Sample(catalog.UPLOAD_BEHIND, upload["behind_s"])
+        yield from _known(catalog.UPLOAD_SECONDS, upload["seconds"])
+        yield Sample(catalog.UPLOAD_FAILURES, upload["all_failures"])
 
 
 def _of_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:

@@ -620,7 +620,7 @@ class Coordinator:
             "state": announcer.state.value,
             "message": announcer.message,
             "total_timesteps": self._config.trainer.total_timesteps,
-            "dashboard_url": self._session.get("dashboard_url"),
+            **{name: self._session.get(name) for name in ("dashboard_url", "grafana_url", "metrics_url")},
             "events": announcer.events,
             "pid": os.getpid(),
         }

@@ -24,6 +24,7 @@ from metta_ray.common.errors import ConfigError, MettaRayError, RunDirectoryInUs
 from metta_ray.common.util import fs, mirror, places
 from metta_ray.control.plan import Resources
 from metta_ray.control.run_state import RunState
+from metta_ray.metrics import boards
 from metta_ray.metrics.console import Display
 from metta_ray.rl.run_directories import check_run_name, name_from_time, set_run_aside
 from metta_ray.service.connection import cluster
@@ -120,10 +121,14 @@ def _ray(config: RunConfig, address: str | None, display: Display) -> Iterator[d
     with cluster(address, namespace) if address is not None else _embedded(config, namespace, display):
         import ray
 
+        from metta_ray.service.ray_facts import metrics_url
+
         context = ray.get_runtime_context()
         yield {
             "ray_address": address if address not in (None, "auto") else context.gcs_address,
             "dashboard_url": _dashboard_url(),
+            "grafana_url": _grafana_url(str(config.run), os.environ),
+            "metrics_url": metrics_url(),
             "job_id": _submission_id(),
             "driver_pid": os.getpid(),
         }
@@ -195,6 +200,12 @@ def _dashboard_url() -> str | None:
         return None
     url = get_dashboard_url()  # type: ignore[no-untyped-call]
     return f"http://{url}" if url else None
+
+
+def _grafana_url(run: str, environ: Mapping[str, str]) -> str | None:
+    """The board of a run, in the Grafana that Ray's dashboard is told of. The first of the two is for browsers."""
+    grafana = environ.get("RAY_GRAFANA_IFRAME_HOST") or environ.get("RAY_GRAFANA_HOST")
+    return boards.address(boards.OVERVIEW, grafana, run) if grafana else None
 
 
 def _submission_id() -> str | None:

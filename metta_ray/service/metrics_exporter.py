@@ -37,6 +37,7 @@ COUNTED_BY_COORDINATOR = (
     catalog.WORKER_FAILURES,
     catalog.RESTARTS,
     catalog.CHECKPOINT_FAILURES,
+    catalog.UPLOAD_FAILURES,
     catalog.STORE_ERRORS,
     catalog.CPU_SECONDS,
     catalog.METRICS_CPU,

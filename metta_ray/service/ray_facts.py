@@ -40,6 +40,13 @@ def draining_nodes() -> set[str]:
         return set()
 
 
+def metrics_url() -> str | None:
+    """Where Prometheus finds the metrics of the head, or of some node where none is called that."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node.get("MetricsExportPort")]  # type: ignore[no-untyped-call]
+    nodes.sort(key=lambda node: HEAD not in node["Resources"])
+    return f"http://{nodes[0]['NodeManagerAddress']}:{nodes[0]['MetricsExportPort']}/metrics" if nodes else None
+
+
 def own_address() -> str:
     """IP address of this process's node."""
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.ray.harness import Head, Lab, Run, Session
+from tests.ray.harness import Head, Lab, Run, Session, wait_until
 
 TOKEN = "0123456789abcdef" * 4
 AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
@@ -23,6 +23,7 @@ RUN = [
     *("--preset", "cartpole", "--evaluate", "false", "--workers", 1, "--total-timesteps", 100_000_000),
     *("--rollout.num-cpus", 0.1, "--learner.num-cpus", 0.1, "--learner.replicas", 1),
 ]
+GRAFANA = "http://grafana.example:3000"
 PAGE_MS = 10_000
 """Of the page's own clock: long enough for what it loads."""
 
@@ -36,7 +37,7 @@ class SubmittedRun(Run):
 
 @pytest.fixture(scope="module")
 def head(shared_lab: Lab) -> Head:
-    return shared_lab.head(dashboard=True, env=AUTH)
+    return shared_lab.head(dashboard=True, env={**AUTH, "RAY_GRAFANA_HOST": GRAFANA})
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,25 @@ def test_the_job_has_the_name_of_the_run_and_says_who_and_what(head: Head, run: 
     assert metadata["job_name"] == metadata["run"] == "seen"
     assert metadata["owner"]
     assert len(metadata["config_hash"]) == 12
+
+
+def test_status_says_where_boards_and_metrics_are(shared_lab: Lab, head: Head, run: Run) -> None:
+    def status(*options: str) -> str:
+        command = ["metta-ray", "status", "seen", "--data-dir", str(run.data_dir), *options]
+        env = shared_lab.environment(AUTH)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60.0, check=True).stdout
+
+    facts = json.loads(status("--json"))
+    assert facts["dashboard_url"] == head.dashboard_url
+    assert facts["grafana_url"] == f"{GRAFANA}/d/metta-ray-overview?var-run=seen"
+    shown = status()
+    assert all(facts[name] in shown for name in ("dashboard_url", "grafana_url", "metrics_url"))
+
+    def metrics() -> str:
+        with urllib.request.urlopen(facts["metrics_url"], timeout=10.0) as answer:
+            return str(answer.read().decode())
+
+    wait_until(lambda: "ray_metta_run_state{" in metrics(), 60.0, "metrics where the status says", every_s=0.5)
 
 
 def test_the_pages_show_it(head: Head, run: Run, tmp_path: Path, doorman: str) -> None:

@@ -105,6 +105,7 @@ class Mirror:
         self._newest: str | None = None
         self._failures = self._all_failures = 0
         self._error: str | None = None
+        self._seconds: float | None = None
         self._is_complete = self._is_overtaken = False
 
     def start(self) -> Mirror:
@@ -119,13 +120,14 @@ class Mirror:
 
     def facts(self) -> dict[str, Any]:
         """For a run's status. uploaded: the newest directory that is there. behind_s: how long the oldest that is not
-        there has been waiting. failures: in a row."""
+        there has been waiting. seconds: what carrying over took, the last time. failures: in a row."""
         waiting = list(self._waiting.values())
         return {
             "place": self.place,
             "uploaded": self._newest,
             "waiting": len(waiting),
             "behind_s": round(time.monotonic() - min(waiting), 1) if waiting else 0.0,
+            "seconds": self._seconds,
             "failures": self._failures,
             "all_failures": self._all_failures,
             "error": self._error,
@@ -152,6 +154,7 @@ class Mirror:
                 time.sleep(self._retry_s)
 
     def _try(self, act: Callable[[], None]) -> bool:
+        began = time.monotonic()
         try:
             act()
         except Exception as error:  # whatever it is, training goes on
@@ -162,6 +165,7 @@ class Mirror:
                 logger.exception("carrying over to %s failed", self.place)
             return False
         self._failures, self._error = 0, None
+        self._seconds = round(time.monotonic() - began, 3)
         return True
 
     def _note_waiting(self, there: dict[str, int]) -> None:

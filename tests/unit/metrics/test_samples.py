@@ -77,6 +77,16 @@ def test_a_status_says_where_every_agent_step_is_and_who_failed() -> None:
     assert found["metta_checkpoint_time_seconds",] == 990.0
 
 
+def test_a_run_in_an_object_store_says_how_far_it_is_behind() -> None:
+    upload = {"behind_s": 7.5, "seconds": 0.25, "all_failures": 3}
+
+    found = values(samples.of_status({**STATUS, "upload": upload}, now=1000.0))
+
+    names = ("metta_upload_behind_seconds", "metta_upload_seconds", "metta_upload_failures")
+    assert [found[name,] for name in names] == [7.5, 0.25, 3]
+    assert not any(name.startswith("metta_upload") for name, *_ in values(samples.of_status(STATUS, now=1000.0)))
+
+
 def test_before_anything_is_there_a_status_says_little() -> None:
     early = {name: STATUS[name] for name in ("state", "agent_step", "total_timesteps", "workers")}
 

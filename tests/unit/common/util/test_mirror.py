@@ -121,6 +121,7 @@ def test_a_store_that_is_away_is_told_and_tried_again_and_nothing_is_lost(run_di
 
     assert one.stop(deadline_s=20.0)
     assert (one.facts()["failures"], one.facts()["error"], one.facts()["waiting"]) == (0, None, 0)
+    assert one.facts()["seconds"] > 0
     assert one.facts()["all_failures"] >= 2
     assert "checkpoints/model_0002/manifest.json" in names()
 
