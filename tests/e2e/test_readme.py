@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+from metta_ray import cli
 from metta_ray.mettagrid.curriculum.resolve import resolve_curriculum
 from metta_ray.rl.presets import PRESETS
 
@@ -162,6 +164,46 @@ def test_commands_of_a_live_run(workshop: Path):
         assert training.wait(timeout=60) == 130, "it was stopped"
     finally:
         end(training)
+
+
+@pytest.mark.chaos  # takes a training of its own
+def test_commands_that_leave_the_name_of_the_run_to_the_reader(workshop: Path):
+    blocks = "".join(of_language("text"))
+    lines = [line for line in blocks.splitlines() if line.startswith("metta-ray ") and re.search(r"\bRUN\b", line)]
+    training = start("metta-ray train deploy/runs/smoke.yaml --run mine --total-timesteps 10000000", workshop)
+    try:
+        wait_for_output(training, "epoch 21 ")
+        for line in lines:
+            result = run(re.sub(r"\b(RUN|OTHER)\b", "mine", line), workshop)
+
+            assert result.returncode == 0, f"{line}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+        assert run("metta-ray stop mine", workshop).returncode == 0
+        assert training.wait(timeout=60) == 130, "it was stopped"
+    finally:
+        end(training)
+    assert {line.split()[1] for line in lines} == {"report", "replay", "evaluate", "evaluations", "curriculum"}
+
+
+def shell_lines(handbook: Path) -> list[str]:
+    """All commands that start with metta-ray, also where another program starts them."""
+    blocks = re.findall(r"^```(?:text|sh|bash)\n(.*?)^```$", handbook.read_text(), flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"(?<!namespace )(?:metta-ray|python -m metta_ray) +([a-z]+ .*)", "".join(blocks))
+    return [re.split(r" *#| *&| *\|", line)[0] for line in found]
+
+
+@pytest.mark.parametrize("handbook", ["README.md", "deploy/README.md"])
+def test_what_needs_a_cluster_is_at_least_understood(handbook: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    lines = shell_lines(ROOT / handbook)
+    for line in lines:
+        words = shlex.split(line)
+        file = next((word for word in words if word.endswith(".yaml")), None)
+        if words[0] in ("train", "submit"):
+            if file is None or (ROOT / file).exists():
+                assert cli.main([*words, "--dry-run"]) == 0, line
+        elif words[0] not in ("bench", "plan"):
+            cli.build_parser().parse_args(words)
+    assert len(lines) > 10
 
 
 @pytest.mark.parametrize("block", of_language("console"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,16 @@ def test_the_handbooks_other_store_of_the_head_fits() -> None:
     assert faults(cluster["spec"], CLUSTER, "RayCluster") == []
     if CRD_DIR:
         validator("RayCluster").validate(cluster)
+
+
+def test_the_handbooks_line_makes_the_rules_an_object_of_prometheus_operator() -> None:
+    (line,) = re.findall(r"^(\(printf .*)> prometheus-rule.yaml$", HANDBOOK, flags=re.MULTILINE)
+
+    made = subprocess.run(["bash", "-euc", line], cwd=KUBERAY.parents[1], capture_output=True, text=True, check=True)
+
+    rule = yaml.safe_load(made.stdout)
+    assert (rule["kind"], rule["metadata"]) == ("PrometheusRule", {"name": "metta-ray"})
+    assert rule["spec"] == yaml.safe_load((KUBERAY.parent / "prometheus" / "rules" / "metta_ray.yml").read_text())
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
