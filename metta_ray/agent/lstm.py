@@ -3,12 +3,13 @@
 Letters: L layers, B rows, T steps, F inputs, H hidden size, n pieces.
 
 Where resets happen at few different steps, all rows run from one such step to the next (slices): the batch stays
-whole and nothing is rearranged.
+whole and nothing is rearranged. Where they are many, the CPU goes step by step (``unrolled_lstm``).
 
-Else a row with resets falls into pieces; the first goes on from the row's state, the others start from zero.
-Pieces have any length, but a fused LSTM wants equal ones. So each piece is eaten in bites whose sizes are
-powers of two (its length in binary), and all bites of one size run as one batch: at most log2(T) + 1 fused
-calls, no padding, and the state after each row's last step is exact. Rows without resets are one bite.
+A card, to which a step is too little work, has each row with resets fall into pieces; the first goes on from the
+row's state, the others start from zero. Pieces have any length, but a fused LSTM wants equal ones. So each piece is
+eaten in bites whose sizes are powers of two (its length in binary), and all bites of one size run as one batch: at
+most log2(T) + 1 fused calls, no padding, and the state after each row's last step is exact. Rows without resets are
+one bite.
 
 One step without gradients, as a policy acts, is two matrix products and the gates, which for few rows is cheaper than
 the fused LSTM.
@@ -23,10 +24,14 @@ from torch import Tensor, nn
 
 from metta_ray.agent.derived import Derived
 from metta_ray.agent.precision import compute_dtype, in_float32
+from metta_ray.agent.unrolled_lstm import unrolled_lstm
 
-# Forward and backward, 16 rows of 64 steps, H = 128: slices take 23, 20, 22, 32, 36 ms where resets happen at 1, 2, 4,
-# 8, 16 steps, pieces 29, 32, 25, 32, 30 ms; with more rows or larger H they meet at 8 to 16 as well.
-MAX_SLICES = 8
+# Every slice prepares the weights and sums up their gradients, H² numbers, for its B · H numbers per step. On a CPU
+# slices and steps meet where resets happen at 4 steps (16 rows, H = 128), more than 8 (64, 128), 1 (16, 512), 4 to 8
+# (64, 512); beyond, 16 rows of 64 steps take half again to twice as long in slices.
+MAX_SLICES_PER_ROW_AND_UNIT = 32
+# On a card: slices and pieces take as long where resets happen at 8 to 16 steps.
+MAX_SLICES_ON_A_CARD = 8
 
 
 class _Gates(NamedTuple):
@@ -84,7 +89,10 @@ class SequenceLSTM(nn.Module):
             h_LBH, c_LBH = h_LBH * keep_B1, c_LBH * keep_B1
             if not is_one_step:
                 later_resets = resets_BT[:, 1:].any(dim=0).nonzero().squeeze(1).tolist()
-                if len(later_resets) > MAX_SLICES:
+                if later_resets and x_BTF.device.type == "cpu" and not torch.compiler.is_compiling():
+                    if len(later_resets) > MAX_SLICES_PER_ROW_AND_UNIT * len(x_BTF) // self.hidden_size:
+                        return self._run_steps(x_BTF, h_LBH, c_LBH, resets_BT)
+                elif len(later_resets) > MAX_SLICES_ON_A_CARD:
                     return self._run_pieces(x_BTF, h_LBH, c_LBH, resets_BT)
                 if later_resets:
                     return self._run_slices(x_BTF, h_LBH, c_LBH, resets_BT, [step + 1 for step in later_resets])
@@ -111,6 +119,16 @@ class SequenceLSTM(nn.Module):
                 cell.addcmul_(input_and_forget[:, :H], candidate.tanh_())
                 layer_input = torch.mul(output.sigmoid_(), cell.tanh(), out=next_h[layer])
         return next_h[-1], next_h, next_c
+
+    def _run_steps(
+        self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y_BTH, last_h, last_c = x_BTF, [], []
+        for weights, h, c in zip(self.rnn.all_weights, h_LBH, c_LBH, strict=True):
+            y_BTH, h, c = unrolled_lstm(y_BTH, h, c, resets_BT, tuple(weights), compute_dtype(x_BTF))
+            last_h.append(h)
+            last_c.append(c)
+        return y_BTH, torch.stack(last_h), torch.stack(last_c)
 
     def _run_slices(
         self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor, starts: list[int]

@@ -1,10 +1,12 @@
 """The LSTM over segments equals the LSTM step by step, whatever the resets."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metta_ray.agent.lstm import SequenceLSTM
+from metta_ray.agent.unrolled_lstm import unrolled_lstm
 
 patterns = st.integers(1, 5).flatmap(
     lambda rows: st.integers(1, 13).flatmap(
@@ -37,20 +39,66 @@ def test_k1_sequence_with_resets_equals_step_by_step(pattern, layers):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
-def test_gradients_through_pieces_equal_gradients_through_steps():
+@pytest.mark.parametrize("way", ["_run_slices", "_run_steps", "_run_pieces"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_every_way_gives_the_outputs_and_gradients_of_single_steps(way, layers):
     torch.manual_seed(0)
-    lstm = SequenceLSTM(3, 5, 1)
-    x, state = torch.randn(4, 11, 3), torch.randn(1, 4, 5)
+    lstm = SequenceLSTM(3, 5, layers)
+    x, state = torch.randn(4, 11, 3, requires_grad=True), torch.randn(2, layers, 4, 5)
     resets = torch.rand(4, 11) < 0.3
-    gradients = []
+    resets[:, 0] = False  # is done before the ways part
 
-    for run in (lstm, lambda *inputs: step_by_step(lstm, *inputs)):
+    def in_this_way(x, h, c, resets):
+        starts = [[step for step in range(1, 11) if resets[:, step].any()]] if way == "_run_slices" else []
+        return getattr(lstm, way)(x, h, c, resets, *starts)
+
+    found = []
+    for run in (in_this_way, lambda *inputs: step_by_step(lstm, *inputs)):
         lstm.zero_grad()
-        run(x, state, state, resets)[0].square().sum().backward()
+        x.grad = None
+        y, h, c = run(x, *state, resets)
+        (y.square().sum() + h.sin().sum() + c.pow(3).sum()).backward()
+        found.append([y, h, c, x.grad, *(parameter.grad for parameter in lstm.parameters())])
+        found[-1] = [tensor.detach().clone() for tensor in found[-1]]
+
+    for whole, single in zip(*found, strict=True):
+        torch.testing.assert_close(whole, single, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_the_state_that_was_given_are_those_of_torchs_lstm():
+    torch.manual_seed(0)
+    lstm, x = torch.nn.LSTM(3, 5), torch.randn(6, 9, 3)
+    found = []
+    for is_ours in (True, False):
+        h, c = (torch.linspace(-1, 1, 30).view(6, 5).requires_grad_() for _ in range(2))
+        if is_ours:
+            y, _, _ = unrolled_lstm(x, h, c, None, tuple(lstm.all_weights[0]), torch.float32)
+        else:
+            y = lstm(x.transpose(0, 1), (h[None], c[None]))[0].transpose(0, 1)
+        y.square().sum().backward()
+        found.append((y.detach(), h.grad, c.grad))
+
+    for ours, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, torchs, atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_steps_are_those_of_float32_to_their_precision():
+    """So many numbers that the steps' products are in bfloat16 too; and so many steps that they come in blocks."""
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTM(64, 64)
+    x, resets = torch.randn(64, 40, 64), torch.rand(64, 40) < 0.1
+    zeros, gradients, outputs = torch.zeros(64, 64), [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        lstm.zero_grad()
+        y, _, _ = unrolled_lstm(x, zeros, zeros, resets, tuple(lstm.all_weights[0]), dtype)
+        y.square().mean().backward()
+        outputs.append(y.detach())
         gradients.append([parameter.grad.clone() for parameter in lstm.parameters()])
 
-    for whole, single in zip(*gradients, strict=True):
-        torch.testing.assert_close(whole, single, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*outputs, atol=0.02, rtol=0)
+    for exact, low in zip(*gradients, strict=True):
+        assert low.dtype == torch.float32
+        assert (low - exact).norm() < 0.02 * exact.norm()
 
 
 def test_k2_nothing_of_the_state_survives_a_reset():
