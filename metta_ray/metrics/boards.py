@@ -332,7 +332,7 @@ LEARNING = Board(
         _REWARD,
         Panel(
             "Task score",
-            "percentunit",
+            "short",
             _by_run(newest(catalog.EPISODE_SCORE)),
             "Mean score of the episodes that ended in an update; what the curriculum learns from.",
         ),
@@ -507,7 +507,7 @@ CURRICULUM = Board(
         Panel("Tasks", "short", _by_run(newest(catalog.CURRICULUM_TASKS)), "That episodes are drawn from.", "stat"),
         Panel(
             "Task score",
-            "percentunit",
+            "short",
             _by_run(newest(catalog.EPISODE_SCORE)),
             "Mean score of training episodes, over the tasks as the curriculum draws them.",
         ),

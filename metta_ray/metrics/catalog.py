@@ -139,7 +139,11 @@ EFFICIENCY = _gauge(
 # Learning.
 
 REWARD = _gauge("metta_episode_reward", "reward", "mean return per agent of the latest episodes")
-EPISODE_SCORE = _gauge("metta_episode_score", "score", "mean task score (0 to 1) of episodes that ended in the update")
+EPISODE_SCORE = _gauge(
+    "metta_episode_score",
+    "score",
+    "mean task score of episodes that ended in the update: 0 to 1; without tasks, the return",
+)
 EPISODE_LENGTH = _gauge("metta_episode_length_env_steps", "env steps", "mean length of episodes that ended")
 LOSS = _gauge(
     "metta_loss",
