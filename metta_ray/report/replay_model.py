@@ -189,4 +189,19 @@ def _facts(infos: Mapping[str, Any]) -> dict[str, Any]:
     attributes = infos.get("attributes") or {}
     task = attributes.get("task")
     known = {"seed": attributes.get("seed"), **(task if isinstance(task, dict) else {})}
-    return {name.replace("_", " "): value for name, value in known.items() if value not in (None, False)}
+    return {
+        name.replace("_", " "): "yes" if value is True else value
+        for name, value in known.items()
+        if value not in (None, False) and known.get("kind") in (None, _ONLY_OF.get(name, known.get("kind")))
+    }
+
+
+_ONLY_OF = {
+    "altars": "navigation",
+    "wrong_altar_reward": "tmaze",
+    "combat": "arena",
+    "shaped": "arena",
+    "station": "object_use",
+    "needs_input": "object_use",
+}
+"""Settings that other kinds of tasks have, but do not use."""

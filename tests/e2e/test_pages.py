@@ -151,6 +151,18 @@ def test_the_window_tells_what_is_in_sight(browser: Browser, replay: Replay) -> 
     assert browser.text("#seen") == f"in sight: {expected}"
 
 
+def test_the_curve_tells_the_step_that_is_shown(browser: Browser, replay: Replay) -> None:
+    browser.hover("h1")  # away from the curve
+    browser.choose("#scrub", "25")
+
+    told = legend(browser, "#chart")
+    own = replay.agents[0].agent
+    assert own is not None
+    assert own.value is not None
+    assert told["step"] == "25"
+    assert told["value estimate"] == f"{own.value.at(25):.4g}"
+
+
 def test_it_plays_pauses_and_ends(browser: Browser, replay: Replay) -> None:
     browser.choose("#speed", "10")
     browser.click("#play")
@@ -254,6 +266,19 @@ def test_curves_tell_their_values_on_hover(browser: Browser, report: Path) -> No
     epoch = int(told["agent steps"].replace(",", "")) // 1000
     assert [float(told[name]) for name in ("one", "two")] == [returns_of(run)[epoch - 1] for run in (0, 1)]
     assert browser.errors == []
+
+
+def test_without_a_pointer_curves_tell_their_last_values(browser: Browser, report: Path) -> None:
+    browser.wait_for(f"document.querySelector('{CURVE} .u-legend .u-value').textContent === '{1000 * EPOCHS:,}'")
+
+    told = legend(browser, CURVE)
+    assert [float(told[name]) for name in ("one", "two")] == [returns_of(run)[-1] for run in (0, 1)]
+
+
+def test_colours_of_tasks_are_told_with_the_even_share_in_the_middle(browser: Browser, report: Path) -> None:
+    scale = " ".join(browser.text("#curriculum .card:first-child .heat-scale").split())
+
+    assert scale == "0 % 100 % 50 %: all alike"
 
 
 def test_curves_can_be_hidden_smoothed_and_drawn_along_time(browser: Browser, report: Path) -> None:

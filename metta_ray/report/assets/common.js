@@ -29,8 +29,9 @@ function themed(name) {
 
 const darkness = matchMedia("(prefers-color-scheme: dark)");
 
-// Okabe and Ito's colours, which people tell apart whatever their colour vision; the darkest is left out.
-const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f", "#a6761d", "#66a61e"];
+// Okabe and Ito's colours, which people tell apart whatever their colour vision; the darkest is left out, and the blue
+// is lighter than theirs, to be seen on dark paper too.
+const PALETTE = ["#1f87c9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f", "#a6761d", "#66a61e"];
 
 function shown(value, digits = 4) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
@@ -49,6 +50,20 @@ function short(value) {
     if (size >= amount) return `${Number((value / amount).toPrecision(4))}${unit}`;
   if (size > 0 && size < 0.001) return value.toExponential(0);
   return String(Number(value.toPrecision(4)));
+}
+
+// A chart's legend tells values under the pointer; without one, those that ``place`` gives: an index per series.
+function restingLegend(place) {
+  const rest = (plot) => {
+    if (plot.cursor.idx === null || plot.cursor.idx === undefined) plot.setLegend({ idxs: plot.data.map((values) => place(values)) }, false);
+  };
+  return { ready: [rest], setCursor: [rest] };
+}
+
+function lastKnown(values) {
+  let index = values.length - 1;
+  while (index > 0 && (values[index] === null || values[index] === undefined)) index--;
+  return index;
 }
 
 function axis(label, options = {}) {

@@ -58,6 +58,8 @@ class World {
     for (const [kind, cells] of data.still)
       for (let i = 0; i < cells.length; i += 2) this.stillAt.set(cells[i + 1] * this.width + cells[i], kind);
     this.cooldown = this.itemNames.indexOf("cooldown");
+    for (const thing of this.moving) thing.hadStock = this.holdsSomething(this.itemsOf(thing, 0));
+    this.canBeEmptied = this.moving.some((thing) => thing.hadStock);
   }
 
   isWall(kind) { return this.types[kind] === "wall"; }
@@ -66,8 +68,12 @@ class World {
   actionName(number) { return this.actionNames[number] ?? `action ${number}`; }
   itemName(number) { return this.itemNames[number] ?? `item ${number}`; }
 
+  holdsSomething(items) { return items.some(([item, amount]) => item !== this.cooldown && amount > 0); }
+
+  // Of no use now: it cools down, or what it held at the start is gone.
   isResting(thing, step) {
-    return this.cooldown >= 0 && this.itemsOf(thing, step).some(([item, amount]) => item === this.cooldown && amount > 0);
+    const items = this.itemsOf(thing, step);
+    return items.some(([item, amount]) => item === this.cooldown && amount > 0) || (thing.hadStock && !this.holdsSomething(items));
   }
 
   inventoryText(thing, step) {
@@ -502,7 +508,8 @@ class Player {
       else drawThing(pen, world, kind, 0, 0, 40, false);
       return element("span", {}, canvas, world.types[kind]);
     });
-    if (world.cooldown >= 0) entries.push(element("span", { className: "soft" }, "pale: cooling down"));
+    const reasons = [...(world.cooldown >= 0 ? ["cooling down"] : []), ...(world.canBeEmptied ? ["emptied"] : [])];
+    if (reasons.length) entries.push(element("span", { className: "soft" }, `pale: ${reasons.join(" or ")}`));
     byId("legend").replaceChildren(...entries);
   }
 
@@ -519,7 +526,7 @@ class Player {
   buildChart() {
     const { world, agent } = this, steps = Array.from({ length: world.steps }, (_, step) => step);
     const series = [
-      { label: "step" },
+      { label: "step", value: (_, value) => shown(value) },
       { label: "reward so far", stroke: PALETTE[0], width: 2, value: (_, value) => shown(value), paths: uPlot.paths.stepped({ align: 1 }) },
     ];
     const columns = [steps, steps.map((step) => at(agent.total, step, 0))];
@@ -529,7 +536,8 @@ class Player {
     }
     const options = {
       width: byId("chart").clientWidth - 28, height: 150, scales: { x: { time: false } }, series, legend: { live: true },
-      axes: [axis("step", { size: 36 }), axis("reward", { size: 52 })], cursor: { drag: { x: false, y: false }, points: { size: 7 } },
+      hooks: restingLegend(() => this.step),
+      axes: [axis("step", { size: 36 }), axis("reward, value", { size: 52 })], cursor: { drag: { x: false, y: false }, points: { size: 7 } },
     };
     this.chart?.destroy();
     byId("chart").querySelectorAll(".now-line").forEach((line) => line.remove());
@@ -542,7 +550,9 @@ class Player {
   }
 
   moveNowLine() {
-    if (this.nowLine) this.nowLine.style.left = `${this.chart.valToPos(this.step, "x") - 1}px`;
+    if (!this.nowLine) return;
+    this.nowLine.style.left = `${this.chart.valToPos(this.step, "x") - 1}px`;
+    if (typeof this.chart.cursor.idx !== "number") this.chart.setLegend({ idx: this.step }, false);
   }
 
   listen() {

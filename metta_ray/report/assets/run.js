@@ -60,10 +60,12 @@ start((data) => {
 function byId(id) { return document.getElementById(id); }
 function drawAll() { drawings.forEach((draw) => draw()); }
 function swatch(colour) { return element("i", { className: "swatch", style: `background:${colour}` }); }
-function runName(run) { return element("span", {}, swatch(run.colour), run.name); }
+function marked(colour, ...words) { return element("span", { className: "whole" }, swatch(colour), ...words); }
+function runName(run) { return marked(run.colour, run.name); }
 
-function table(headers, rows, { numbers = [] } = {}) {
-  const kind = (index) => (numbers.includes(index) ? "number" : "");
+// numbers: columns at the right; whole: those that keep to one line; loose: those that may break anywhere.
+function table(headers, rows, { numbers = [], whole = [], loose = [] } = {}) {
+  const kind = (index) => [[numbers, "number"], [whole, "whole"], [loose, "loose"]].filter(([of]) => of.includes(index)).map(([, name]) => name).join(" ");
   return element("div", { className: "scroll" }, element("table", {},
     element("thead", {}, element("tr", {}, ...headers.map((header, index) => element("th", { className: kind(index) }, header)))),
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((cell, index) =>
@@ -106,13 +108,16 @@ function overview() {
   ];
   const rows = facts.map(([name, of]) => [name, ...runs.map((run) => of(run))]).filter((row) => row.slice(1).some((cell) => cell !== null));
   const box = element("div", { className: "card" }, runs.length > 1 ? table(["", ...runs.map(runName)], rows)
-    : element("dl", { className: "overview" }, ...rows.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, shown(value))))));
+    : element("dl", { className: "overview" }, ...rows.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, ...breakable(shown(value)))))));
   for (const run of runs)
     for (const note of run.notes) box.append(element("p", { className: "bad" }, `${run.name}: ${note}`));
   if (runs.some((run) => run.epochs_per_point > 1))
     box.append(element("p", { className: "soft" }, "Curves of long runs: " + runs.map((run) => `each point of ${run.name} is the mean of ${run.epochs_per_point} epoch(s)`).join(", ") + "."));
   return box;
 }
+
+// A path may be broken after each of its parts.
+function breakable(text) { return text.split(/(?<=\/)/).flatMap((part) => [part, element("wbr")]); }
 
 function best(run, name) {
   const known = (run.columns[name] ?? []).filter((value) => value !== null);
@@ -123,7 +128,7 @@ function bestEvaluation(run) {
   const scored = run.evaluations.filter((one) => one.simulation === null && one.score !== null && !REFERENCES.includes(one.policy));
   if (!scored.length) return null;
   const one = scored.reduce((a, b) => (b.score > a.score ? b : a));
-  return `${shown(one.score, 3)} (${measureName(one.measure)}, ${one.suite}, version ${one.version})`;
+  return `${score(one.score, one.measure)} (${measureName(one.measure)}, suite ${one.suite}, version ${one.version})`;
 }
 
 function duration(hours) {
@@ -178,10 +183,10 @@ function plotter(card, describe) {
   return () => {
     const hidden = plot ? plot.series.filter((one) => !one.show).map((one) => one.label) : [];
     plot?.destroy();
-    const { columns, series, y, height = 190, hooks = {}, options = {}, yAxis = {} } = describe();
+    const { columns, series, y, height = 190, hooks = {}, options = {}, yAxis = {}, bands = [] } = describe();
     plot = new uPlot({
-      width: Math.max(220, card.clientWidth - 30), height, hooks, legend: { live: true },
-      scales: { x: { time: false }, y: options.y ?? {} }, padding: [8, 10, 0, 0],
+      width: Math.max(220, card.clientWidth - 30), height, hooks: { ...restingLegend(lastKnown), ...hooks }, legend: { live: true },
+      scales: { x: { time: false }, y: options.y ?? {} }, padding: [8, 10, 0, 0], bands,
       axes: [axis(ALONG[along], { size: 34 }), axis(y, { size: 56, ...yAxis })],
       cursor: { sync: { key: "report" }, points: { size: 6 }, dataIdx: nearestKnown, drag: { x: true, y: false } },
       series: [{ label: ALONG[along], value: (_, value) => shown(value) }, ...series.map((one) => ({ ...one, show: !hidden.includes(one.label) }))],
@@ -216,6 +221,8 @@ function smoothed(values) {
 
 function measureName(measure) { return measure === "share" ? "share of what is possible" : "return per agent"; }
 
+function score(value, measure) { return value === null ? "–" : measure === "share" ? value.toFixed(3) : shown(value, 3); }
+
 function policyName(uri) {
   const parts = uri.replace("file://", "").split("/");
   return parts.length > 2 && parts[parts.length - 2] === "checkpoints" ? parts[parts.length - 1] : parts[parts.length - 1];
@@ -224,14 +231,25 @@ function policyName(uri) {
 function evaluations() {
   const all = runs.flatMap((run) => run.evaluations.map((one) => ({ ...one, run })));
   if (!all.length) return "No evaluation is recorded. Evaluations are played at the end of a run, by metta-ray evaluate, and by evaluators beside training.";
-  const box = element("div", { className: "wide" });
+  const box = element("div", { className: "evaluations" });
   for (const suite of [...new Set(all.map((one) => one.suite))]) {
-    const ofSuite = all.filter((one) => one.suite === suite);
-    box.append(suiteCard(suite, ofSuite));
+    const ofSuite = withoutRepeats(all.filter((one) => one.suite === suite)), card = suiteCard(suite, ofSuite);
+    box.append(card);
     const history = ofSuite.filter((one) => one.simulation === null && !REFERENCES.includes(one.policy));
     if (new Set(history.map((one) => one.version)).size > 2) box.append(historyCard(suite, history));
+    else card.classList.add("alone");
   }
   return box;
+}
+
+// The references of several runs are the same policies in the same episodes; where their results agree, one row tells.
+function withoutRepeats(rows) {
+  const told = new Set();
+  return rows.filter((one) => {
+    const row = [one.simulation, one.policy, one.score, one.episodes].join(" "), isNew = !told.has(row);
+    told.add(row);
+    return isNew || !REFERENCES.includes(one.policy);
+  });
 }
 
 function suiteCard(suite, rows) {
@@ -268,7 +286,7 @@ function scoreTable(rows) {
   const simulations = [...new Set(rows.map((one) => one.simulation))].sort((a, b) => (a === null ? -1 : b === null ? 1 : a.localeCompare(b)));
   const lines = [];
   for (const simulation of simulations)
-    rows.filter((one) => one.simulation === simulation).forEach((one, index) => {
+    inOrder(rows.filter((one) => one.simulation === simulation)).forEach((one, index) => {
       const colour = REFERENCES.includes(one.policy) ? themed("soft") : one.run.colour;
       const bar = element("div", { className: "interval" }, element("div", { className: "rule" }));
       if (one.low !== null) {
@@ -276,27 +294,35 @@ function scoreTable(rows) {
         for (const end of [one.low, one.high]) bar.append(element("div", { className: "end", style: `left:${part(end)}%;border-color:${colour}` }));
       }
       if (one.score !== null) bar.append(element("div", { className: "dot", style: `left:${part(one.score)}%;background:${colour}` }));
-      const name = element("span", {}, swatch(colour), runs.length > 1 && !REFERENCES.includes(one.policy) ? `${one.run.name}: ` : "", policyName(one.policy));
-      const interval = one.low === null ? "too few" : `${shown(one.low, 3)} … ${shown(one.high, 3)}`;
+      const name = marked(colour, runs.length > 1 && !REFERENCES.includes(one.policy) ? `${one.run.name}: ` : "", policyName(one.policy));
+      const interval = one.low === null ? "too few" : `${score(one.low, one.measure)} … ${score(one.high, one.measure)}`;
       const episodes = one.incomplete ? `${shown(one.episodes)} (+${one.incomplete} cut off)` : shown(one.episodes);
       const label = index ? "" : simulation === null ? element("b", {}, "whole suite") : simulation;
-      lines.push([label, name, bar, shown(one.score, 3), interval, episodes]);
+      lines.push([label, name, bar, score(one.score, one.measure), interval, episodes]);
     });
-  return table(["simulation", "policy", `${shown(low, 3)} … ${shown(high, 3)}`, "score", "interval", "episodes"], lines, { numbers: [3, 4, 5] });
+  const ends0 = element("div", { className: "ends" }, element("span", {}, shown(low, 3)), element("span", {}, shown(high, 3)));
+  return table(["simulation", "policy", ends0, "score", "95 % interval", "episodes"], lines, { numbers: [3, 4, 5], whole: [0] });
+}
+
+// What is possible first, then the runs' policies by version, then chance.
+function inOrder(rows) {
+  const place = (one) => (one.policy === "scripted" ? 0 : one.policy === "random" ? 2 : 1);
+  return [...rows].sort((a, b) => place(a) - place(b) || runs.indexOf(a.run) - runs.indexOf(b.run) || a.version - b.version);
 }
 
 function historyCard(suite, rows) {
   const card = element("div", { className: "card" }, element("h3", {}, `Suite ${suite} over training `,
-    element("span", { className: "unit" }, measureName(rows[0].measure))));
+    element("span", { className: "unit" }, `${measureName(rows[0].measure)}, 95 % intervals`)));
   const ofRuns = runs.map((run) => [run, rows.filter((one) => one.run === run).sort((a, b) => a.version - b.version)]).filter(([, own]) => own.length);
   drawings.push(plotter(card, () => {
     const columns = uPlot.join(ofRuns.map(([run, own]) => [own.map((one) => placeOf(run, one)), own.map((one) => one.score), own.map((one) => one.low), own.map((one) => one.high)]));
     const series = ofRuns.flatMap(([run]) => [
-      { label: run.name, stroke: run.colour, width: 2, spanGaps: true, points: { show: true, size: 6 }, value: (_, value) => shown(value, 3) },
-      { label: `${run.name} low`, stroke: run.colour, width: 1, dash: [4, 4], spanGaps: true, points: { show: false }, value: (_, value) => shown(value, 3) },
-      { label: `${run.name} high`, stroke: run.colour, width: 1, dash: [4, 4], spanGaps: true, points: { show: false }, value: (_, value) => shown(value, 3) },
+      { label: run.name, stroke: run.colour, width: 2, spanGaps: true, points: { show: true, size: 7, fill: run.colour }, value: (_, value) => shown(value, 3) },
+      { label: `${run.name} low`, stroke: `${run.colour}80`, width: 1, spanGaps: true, points: { show: false }, value: (_, value) => shown(value, 3) },
+      { label: `${run.name} high`, stroke: `${run.colour}80`, width: 1, spanGaps: true, points: { show: false }, value: (_, value) => shown(value, 3) },
     ]);
-    return { columns, series, y: "score", height: 230 };
+    const bands = ofRuns.map(([run], index) => ({ series: [3 * index + 3, 3 * index + 2], fill: `${run.colour}26` }));
+    return { columns, series, bands, y: "score", height: 260 };
   }));
   return card;
 }
@@ -341,28 +367,30 @@ function heatColour(part) {
 function heatMap(heat) {
   const canvas = element("canvas"), tip = element("div", { className: "tip", hidden: true });
   const frame = element("div", { className: "heat-frame" }, canvas, tip), rows = heat.tasks.length, columns = heat.agent_steps.length;
-  const most = Math.max(...heat.values.flat().filter((value) => value !== null), 1e-9);
-  const rowHeight = Math.max(11, Math.min(22, Math.round(520 / rows))), axisHeight = 34;
+  // The even share is in the middle of the colours, unless a task has far more: then what all have alike is not bright.
+  const even = 1 / (rows + heat.left_out), most = Math.max(...heat.values.flat().filter((value) => value !== null), 2 * even);
+  const rowHeight = Math.max(13, Math.min(22, Math.round(520 / rows))), axisHeight = 34;
+  const labels = taskLabels(heat.tasks);
   let left = 0, cellWidth = 0;
   drawings.push(() => {
     const width = frame.clientWidth, ratio = Math.min(devicePixelRatio || 1, 2), height = rows * rowHeight + axisHeight;
-    left = Math.min(300, width * 0.42);
-    cellWidth = (width - left) / columns;
     canvas.width = width * ratio;
     canvas.height = height * ratio;
     canvas.style.height = `${height}px`;
     const pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
-    pen.font = `${Math.min(11, rowHeight)}px system-ui, 'DejaVu Sans', sans-serif`;
+    pen.font = `${Math.min(11, rowHeight - 2)}px system-ui, 'DejaVu Sans', sans-serif`;
+    left = Math.min(Math.max(...labels.map((label) => pen.measureText(label).width)) + 12, width * 0.42);
+    cellWidth = (width - left) / columns;
     pen.textBaseline = "middle";
     heat.values.forEach((row, task) => {
       pen.fillStyle = themed("ink");
       pen.textAlign = "right";
-      pen.fillText(fitted(pen, heat.tasks[task], left - 10), left - 6, (task + 0.5) * rowHeight);
+      pen.fillText(fitted(pen, labels[task], left - 10), left - 6, (task + 0.5) * rowHeight);
       row.forEach((value, column) => {
         if (value === null) return;
         pen.fillStyle = heatColour(value / most);
-        pen.fillRect(left + column * cellWidth, task * rowHeight, Math.ceil(cellWidth + 0.4), rowHeight - (rowHeight > 11 ? 1 : 0));
+        pen.fillRect(left + column * cellWidth, task * rowHeight, Math.ceil(cellWidth + 0.4), rowHeight - 1);
       });
     });
     pen.fillStyle = themed("soft");
@@ -387,8 +415,18 @@ function heatMap(heat) {
   });
   canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
   const scale = element("div", { className: "heat-scale" }, "0 %",
-    element("i", { style: `background:linear-gradient(90deg, ${SCALE.map((colour) => `rgb(${colour.join(",")})`).join(", ")})` }), `${shown(100 * most, 3)} %`);
+    element("i", { style: `background:linear-gradient(90deg, ${SCALE.map((colour) => `rgb(${colour.join(",")})`).join(", ")})` }), `${shown(100 * most, 3)} %`,
+    element("span", {}, swatch(heatColour(even / most)), `${shown(100 * even, 3)} %: all alike`));
   return element("div", {}, frame, scale);
+}
+
+// ``terrain=varied_terrain/maze_small;altar=[2,6)`` → ``maze_small, altar=[2,6)``, unless two would read alike.
+function taskLabels(tasks) {
+  const labels = tasks.map((task) => {
+    const [first, ...others] = task.split(";");
+    return others.length ? [first.slice(Math.max(first.indexOf("="), first.lastIndexOf("/")) + 1), ...others].join(", ") : task;
+  });
+  return new Set(labels).size === labels.length ? labels : tasks;
 }
 
 function fitted(pen, text, width) {
@@ -401,7 +439,7 @@ function fitted(pen, text, width) {
 // --- where the time went ---------------------------------------------------------------------------------
 
 function shares() {
-  const box = element("div", { className: "grid" });
+  const box = element("div", { className: "wide" });
   for (const run of runs)
     for (const [title, names] of SHARES) {
       // The library's names are a part of nobody else's: an epoch's shares are told by its "other".
@@ -442,7 +480,7 @@ function staleness() {
       element("div", { className: "track", title: `${shown(count)} fragments` }, element("div", { className: "fill", style: `width:${(100 * count) / most}%;background:${run.colour}` })),
       element("span", { className: "number" }, `${shown(count)} (${shown((100 * count) / total, 3)} %)`),
     ]);
-    return element("div", { className: "card" }, element("h3", {}, runs.length > 1 ? runName(run) : "", " ",
+    return element("div", { className: "card" }, element("h3", {}, runs.length > 1 ? runName(run) : "Age of the data", " ",
       element("span", { className: "unit" }, `fragments, of ${shown(total)} trained on`)), element("div", { className: "bars" }, ...bars));
   }));
 }
@@ -468,10 +506,10 @@ function workersCard(run) {
   const kinds = [...new Set(run.events.map((event) => event.kind))], colourOf = (kind) => PALETTE[(kinds.indexOf(kind) + 3) % PALETTE.length];
   const stepped = uPlot.paths.stepped({ align: 1 });
   drawings.push(plotter(card, () => ({
-    columns: [run.columns[along], run.columns["workers/wanted"], run.columns["workers/ready"]],
+    columns: [run.columns[along], run.columns["workers/ready"], run.columns["workers/wanted"]],
     series: [
-      { label: "wanted", stroke: themed("soft"), width: 2, dash: [6, 4], paths: stepped, points: { show: false }, value: (_, value) => shown(value) },
-      { label: "ready", stroke: run.colour, width: 2, paths: stepped, points: { show: false }, value: (_, value) => shown(value) },
+      { label: "ready", stroke: run.colour, width: 3, paths: stepped, points: { show: false }, value: (_, value) => shown(value) },
+      { label: "wanted (dashed)", stroke: themed("ink"), width: 1.5, dash: [6, 4], paths: stepped, points: { show: false }, value: (_, value) => shown(value) },
     ],
     y: "rollout workers", options: { y: { range: (_, low, high) => [0, Math.max(1, high) * 1.1] } },
     yAxis: { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] },
@@ -482,8 +520,8 @@ function workersCard(run) {
   const list = element("div");
   const show = () => {
     const rows = run.events.filter((event) => !chosen.value || event.kind === chosen.value).map((event) =>
-      [moment(event.at), event.agent_step === null ? null : Math.round(event.agent_step), element("span", {}, swatch(colourOf(event.kind)), event.kind), event.text]);
-    list.replaceChildren(table(["time (UTC)", "agent steps", "kind", "what happened"], rows, { numbers: [1] }));
+      [moment(event.at), event.agent_step === null ? null : Math.round(event.agent_step), marked(colourOf(event.kind), event.kind), event.text]);
+    list.replaceChildren(table(["time (UTC)", "agent steps", "kind", "what happened"], rows, { numbers: [1], whole: [0], loose: [3] }));
     list.firstChild.classList.add("tall");
   };
   chosen.addEventListener("change", show);
@@ -496,6 +534,7 @@ function drawEvents(plot, run, events, colourOf) {
   const pen = plot.ctx, { top, height, left, width } = plot.bbox;
   pen.save();
   pen.lineWidth = 1.5 * devicePixelRatio;
+  pen.setLineDash([]);
   for (const event of events) {
     const x = plot.valToPos(placeOfStep(run, event.agent_step), "x", true);
     if (x < left || x > left + width) continue;
@@ -556,7 +595,7 @@ function checkpoints() {
     card.append(element("p", {}, "Begins from ", element("b", {}, source ? String(source) : "random weights"),
       teacher ? element("span", {}, ", taught by ", element("b", {}, String(teacher))) : "",
       ". ", element("span", { className: "soft" }, "Older checkpoints are deleted as new ones are written, so that between two rows others may have been.")));
-    card.append(lines.length ? table(["checkpoint", "epoch", "agent steps", "continues", "score", "size", "written (UTC)", ""], lines, { numbers: [1, 2, 4, 5] })
+    card.append(lines.length ? table(["checkpoint", "epoch", "agent steps", "continues", "score", "size", "written (UTC)", ""], lines, { numbers: [1, 2, 4, 5], whole: [0, 3, 6] })
       : element("p", { className: "none" }, "No checkpoint is kept."));
     for (const event of restarts) card.append(element("p", {}, `${moment(event.at)} ${event.kind}: ${event.text}`));
     return card;

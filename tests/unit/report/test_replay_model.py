@@ -149,3 +149,10 @@ def test_a_small_terminal_shows_the_part_around_the_agent():
     (first, *_) = screens(replay_of(RAW, "r"), area=(2, 1))
 
     assert first.splitlines()[2:3] == ["·0"]
+
+
+def test_of_a_task_what_its_kind_uses_is_told():
+    task = {"kind": "arena", "num_agents": 24, "combat": True, "shaped": False, "station": "altar", "altars": 8}
+    replay = replay_of({**RAW, "infos": {"attributes": {"seed": 5, "task": task}}}, "r")
+
+    assert replay.facts == {"seed": 5, "kind": "arena", "num agents": 24, "combat": "yes"}
