@@ -34,7 +34,7 @@ REPETITIONS = 3
 FILLED_TOKENS = 30  # of bucketed navigation; a network meets about so many
 # Beyond this many positions of the first kernel its table is so large that a look would take seconds.
 MAX_GATHER_POSITIONS = 36
-# bfloat16 forgoes exact resuming, so it must be worth it; machines that emulate it are two hundred times slower.
+# Other machines may be slow in bfloat16 (those that emulate it two hundred times), so it must be worth it.
 BF16_GAIN = 1.2
 GIVE_UP_FACTOR = 3.0
 _PRECISIONS = (torch.float32, torch.bfloat16)

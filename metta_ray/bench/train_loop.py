@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from metta_ray.agent.agent_config import AgentConfig
 from metta_ray.agent.factory import Agent
+from metta_ray.agent.formulations import autocast_dtype, choose_formulation
 from metta_ray.agent.metta_agent import MettaAgent
 from metta_ray.agent.token_encoder import TokenEncoder
 from metta_ray.bench.floor_parts import floor_parts
@@ -89,7 +91,10 @@ class Loop:
             if is_curriculum
             else Environment(env_config=environment, num_envs=task.rows, seed=0, device="cpu")
         )
-        self.agent = Agent(self.vecenv, config={"architecture": task.network}, device="cpu")
+        network = AgentConfig(architecture=task.network)
+        formulation = choose_formulation(self.vecenv.driver_env, network)  # as run.py does
+        self.agent = Agent(self.vecenv, config=formulation.applied_to(network), device="cpu")
+        self.agent.autocast_dtype = autocast_dtype(formulation.autocast)
         self.policy = wrap_agent_distributed(self.agent, "cpu")
         self.optimizer = Optimizer("adam", policy=self.agent, learning_rate=3e-4)
         self.experience = Experience(

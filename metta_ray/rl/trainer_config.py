@@ -265,9 +265,9 @@ class TrainerConfig(StrictModel):
     compile: bool = Field(default=False, description="torch.compile the policy")
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "reduce-overhead"
     autocast: Literal["auto", "none", "bf16"] = Field(
-        default="none",
-        description="precision of the networks; only 'none' (fp32) resumes bit for bit. auto: bf16 where this machine "
-        "computes it at least a fifth faster, found at a run's start and kept for its life",
+        default="auto",
+        description="precision of the networks; none: fp32. auto: bf16 where this machine computes it at least a fifth "
+        "faster, found at a run's start and kept for its life; fp32 on a cluster, whose nodes may differ",
     )
 
     env: str | None = Field(default=None, description="environment without a curriculum, e.g. gym:CartPole-v1")

@@ -79,6 +79,7 @@ def run_training(config: RunConfig, *, display: Display) -> int:
                 if remote is not None:  # not before: the run might have been going on there
                     _claim(remote, config, data_dir, display)
                     config = config if config.new else recorded_choices(config, data_dir / name)
+                config = with_formulation(config, "none", None)  # not every node need be quick in bfloat16
                 measured = _measured(measured_on_a_node, config, display)
                 config = _settled(config, measured, environment, None)
             session |= {

@@ -25,6 +25,7 @@ NAVIGATION = [
     *("--preset", "navigation", "--evaluate", "false", "--env-overrides.max-steps", 50),
     *("--trainer.bptt-horizon", STEPS, "--trainer.update-epochs", 1, "--trainer.batch-size", BATCH),
     *("--trainer.minibatch-size", BATCH // 2, "--trainer.checkpoint.checkpoint-interval", 100),
+    *("--trainer.autocast", "none"),  # what a cluster computes in, and not every machine
 ]
 SYNCHRONOUS = ["--pacing.target-staleness", 0, "--rollout.num-cpus", 0.1, "--learner.num-cpus", 0.1]
 CLOCKS = (

@@ -87,3 +87,14 @@ def test_directory_is_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("METTA_RAY_CACHE")
     monkeypatch.setenv("HOME", "/home/someone")
     assert cache_directory() == Path("/home/someone/.cache/metta_ray")
+
+
+def test_of_two_who_measure_at_once_the_first_who_is_done_is_right(tmp_path: Path) -> None:
+    cache = MachineCache("rates", tmp_path)
+
+    def slow() -> int:
+        assert cache.get_or_measure({}, Counting(1)) == 1
+        return 2
+
+    assert cache.get_or_measure({}, slow) == 1
+    assert cache.get_or_measure({}, Counting(3)) == 1
