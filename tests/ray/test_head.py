@@ -71,10 +71,13 @@ def test_a_run_goes_on_while_the_head_is_lost_and_after_it_has_come_back(lab: La
     back = Session(command, cwd=lab.directory, env=environment, log=lab.log("gcs"))
     began = time.monotonic()
     kill(run.pid_of("rollout-0"))
-    run.wait_for_status(lambda status: status["workers"]["ready"] == 2 and status["failures"], "a new worker")
+    run.wait_for_status(
+        lambda status: status["workers"]["ready"] == 2 and status["failures"].get("crash"), "a new worker"
+    )
     print(f"a worker is replaced {time.monotonic() - began:.1f} s after the GCS is back")
     after = processes(run)
-    assert {who for who in before if after.get(who) != before[who]} == {"rollout-0"}
+    assert before.keys() ^ after.keys() == {"rollout-0", "rollout-2"}
+    assert [who for who in before if who in after and after[who] != before[who]] == []
     run.hang_up()
 
     # All of the head is gone, and with it the coordinator, which lives there.
