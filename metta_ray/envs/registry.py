@@ -32,7 +32,7 @@ from typing import Any
 import gymnasium
 
 from metta_ray.common.errors import ConfigError
-from metta_ray.common.util.typed_config import did_you_mean
+from metta_ray.common.util.typed_config import did_you_mean, nearest_and_all
 from metta_ray.envs.env_batch import BatchArrays, EnvBatch
 from metta_ray.envs.env_spec import EnvSpec
 from metta_ray.envs.gymnasium_env import GymnasiumBatch, gymnasium_spec
@@ -208,10 +208,8 @@ class MettaGridFactory(EnvFactory):
         mission = self.name.removeprefix("mettagrid:")
         names_a_curriculum = "/" in mission or ":" in mission or mission.endswith(CURRICULUM_FILES)
         if mission not in MISSIONS and not names_a_curriculum:
-            raise ConfigError(
-                f"environment {self.name!r} is unknown{did_you_mean(mission, MISSIONS)}; "
-                f"known: {', '.join(f'mettagrid:{known}' for known in MISSIONS)}"
-            )
+            known = [f"mettagrid:{known}" for known in MISSIONS]
+            raise ConfigError(f"environment {self.name!r} is unknown{nearest_and_all(self.name, known)}")
         self.curriculum()
 
     def as_evaluated(self) -> EnvFactory:
@@ -229,7 +227,7 @@ def resolve_env(name: str, **kwargs: Any) -> EnvFactory:
     if not colon or not rest:
         raise ConfigError(
             f"environment {name!r} has not the form gym:ID, mettagrid:MISSION or module:factory"
-            f"{did_you_mean(name, known_environments())}; known: {', '.join(known_environments())}"
+            f"{nearest_and_all(name, known_environments())}"
         )
     if scheme == "gym":
         return GymnasiumFactory(name, kwargs, registration=_find_registration(name, rest))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from metta_ray.common.errors import ConfigError
-from metta_ray.common.util.typed_config import did_you_mean
+from metta_ray.common.util.typed_config import nearest_and_all
 from metta_ray.mettagrid.task_spec import INPUTS, PRODUCTS, SIZES, STYLES
 from metta_ray.sim.simulation_config import SimulationSuiteConfig, SingleEnvSimulationConfig
 
@@ -39,8 +39,7 @@ def named_suite(name: str, *, window: int = WINDOW, episodes: int | None = None)
     """window: side of the observed square, which must be that of the policies. episodes: of each simulation; None: as
     many as the suite's cost suggests. ConfigError for an unknown suite."""
     if name not in known_suites():
-        known = ", ".join(known_suites())
-        raise ConfigError(f"suite {name!r} is unknown{did_you_mean(name, known_suites())}; known: {known}")
+        raise ConfigError(f"suite {name!r} is unknown{nearest_and_all(name, known_suites())}")
     members = [member for member in _MEMBERS if member != "smoke"] if name == "all" else [name]
     simulations = {title: one for member in members for title, one in _MEMBERS[member](window).items()}
     if episodes is not None:

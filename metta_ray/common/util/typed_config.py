@@ -16,7 +16,7 @@ import difflib
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar, cast
 
 import yaml
@@ -102,13 +102,23 @@ def to_plain(value: Any) -> Any:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` or, when nothing is near, what is known: all of it, or of a long list the nearest."""
     known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if nearest:
-        return f"; did you mean {nearest[0]!r}?"
+    if nearest := _nearest(name, known):
+        return f"; did you mean {nearest!r}?"
     if len(known) > LONG_LIST:
         some = difflib.get_close_matches(name, known, n=5, cutoff=0.0)
         return f"; the nearest of {len(known)} known names: {', '.join(some)}"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def nearest_and_all(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` where something is near, and in any case all that is known, in its order."""
+    known = list(known)
+    nearest = _nearest(name, known)
+    return (f"; did you mean {nearest!r}?" if nearest else "") + f"; known: {', '.join(known)}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
 
 
 def format_validation_error(error: ValidationError) -> str:

@@ -102,7 +102,7 @@ def test_subclass_of_env_batch_is_a_factory_of_batches(user_module: str) -> None
         ("gym:no_such_module:X-v0", r"no module named 'no_such_module'"),
         (
             "mettagrid:navigatoin",
-            r"'mettagrid:navigatoin' is unknown; did you mean 'navigation'.*mettagrid:smoke",
+            r"'mettagrid:navigatoin' is unknown; did you mean 'mettagrid:navigation'.*mettagrid:smoke",
         ),
         ("no_such_module:make", r"no module named 'no_such_module'"),
         ("__main__:make", r"cannot import the running script"),

@@ -26,6 +26,12 @@ def test_an_unknown_suite_is_refused_with_the_nearest_and_all_known():
     assert all(name in str(error.value) for name in known_suites())
 
 
+def test_an_unknown_suite_like_none_is_told_what_is_known_once():
+    with pytest.raises(ConfigError) as error:
+        named_suite("chess")
+    assert str(error.value) == f"suite 'chess' is unknown; known: {', '.join(known_suites())}"
+
+
 def test_all_is_every_suite_but_smoke():
     parts = [named_suite(name).simulations for name in known_suites() if name not in ("all", "smoke")]
     assert named_suite("all").simulations == {name: one for part in parts for name, one in part.items()}
