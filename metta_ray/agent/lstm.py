@@ -2,14 +2,15 @@
 
 Letters: L layers, B rows, T steps, F inputs, H hidden size, n pieces.
 
-Where resets happen at few different steps, all rows run from one such step to the next (slices): the batch stays
-whole and nothing is rearranged. Where they are many, the CPU goes step by step (``unrolled_lstm``).
+A fused LSTM knows no resets. So one of four ways is taken, all to the same end; which, is a matter of speed alone:
 
-A card, to which a step is too little work, has each row with resets fall into pieces; the first goes on from the
-row's state, the others start from zero. Pieces have any length, but a fused LSTM wants equal ones. So each piece is
-eaten in bites whose sizes are powers of two (its length in binary), and all bites of one size run as one batch: at
-most log2(T) + 1 fused calls, no padding, and the state after each row's last step is exact. Rows without resets are
-one bite.
+* Slices: all rows run from one step at which anything is reset to the next. For few such steps.
+* Pieces, for a processor to which more rows cost next to nothing: a row is run from its state, and once more from zero
+  for each reset, with one more input that says where a piece has not begun: that shuts the input gate, so that the
+  state stays zero, exactly, and so do the gradients. One fused call, over some more rows.
+* Steps, on the CPU: ``unrolled_lstm``. For many resets.
+* Bites, on a card, to which one step is too little work: pieces are cut out, each is eaten in bites whose sizes are
+  powers of two (its length in binary), and all bites of one size run as one batch: at most log2(T) + 1 fused calls.
 
 One step without gradients, as a policy acts, is two matrix products and the gates, which for few rows is cheaper than
 the fused LSTM.
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metta_ray.agent.derived import Derived
 from metta_ray.agent.precision import compute_dtype, in_float32
@@ -30,8 +32,15 @@ from metta_ray.agent.unrolled_lstm import unrolled_lstm
 # slices and steps meet where resets happen at 4 steps (16 rows, H = 128), more than 8 (64, 128), 1 (16, 512), 4 to 8
 # (64, 512); beyond, 16 rows of 64 steps take half again to twice as long in slices.
 MAX_SLICES_PER_ROW_AND_UNIT = 32
-# On a card: slices and pieces take as long where resets happen at 8 to 16 steps.
+# On a card: slices and bites take as long where resets happen at 8 to 16 steps.
 MAX_SLICES_ON_A_CARD = 8
+# In bfloat16 with AMX pieces take 4.5 µs per agent step where slices take 6.9 (16 rows, H = 128, 6 resets) and 3.6
+# where they take 6.5 (64 rows, 16 resets), and steps as long as twice the rows. In float32 they lose to slices.
+MAX_ROWS_FACTOR = 2
+# What the input that says "not begun" adds to the input gate: σ of it is 0 in every precision.
+SHUT = -1000.0
+# One, and nothing: with an odd number of inputs oneDNN takes three times as long in bfloat16.
+EXTRA_INPUTS = 32
 
 
 class _Gates(NamedTuple):
@@ -89,13 +98,8 @@ class SequenceLSTM(nn.Module):
             h_LBH, c_LBH = h_LBH * keep_B1, c_LBH * keep_B1
             if not is_one_step:
                 later_resets = resets_BT[:, 1:].any(dim=0).nonzero().squeeze(1).tolist()
-                if later_resets and x_BTF.device.type == "cpu" and not torch.compiler.is_compiling():
-                    if len(later_resets) > MAX_SLICES_PER_ROW_AND_UNIT * len(x_BTF) // self.hidden_size:
-                        return self._run_steps(x_BTF, h_LBH, c_LBH, resets_BT)
-                elif len(later_resets) > MAX_SLICES_ON_A_CARD:
-                    return self._run_pieces(x_BTF, h_LBH, c_LBH, resets_BT)
                 if later_resets:
-                    return self._run_slices(x_BTF, h_LBH, c_LBH, resets_BT, [step + 1 for step in later_resets])
+                    return self._run_with_resets(x_BTF, h_LBH, c_LBH, resets_BT, [step + 1 for step in later_resets])
         if is_one_step and not torch.is_grad_enabled():
             y_BH, h, c = self._step(x_BTF[:, 0], h_LBH, c_LBH)
             return y_BH.unsqueeze(1), h, c
@@ -120,15 +124,20 @@ class SequenceLSTM(nn.Module):
                 layer_input = torch.mul(output.sigmoid_(), cell.tanh(), out=next_h[layer])
         return next_h[-1], next_h, next_c
 
-    def _run_steps(
-        self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor
+    def _run_with_resets(
+        self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor, starts: list[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y_BTH, last_h, last_c = x_BTF, [], []
-        for weights, h, c in zip(self.rnn.all_weights, h_LBH, c_LBH, strict=True):
-            y_BTH, h, c = unrolled_lstm(y_BTH, h, c, resets_BT, tuple(weights), compute_dtype(x_BTF))
-            last_h.append(h)
-            last_c.append(c)
-        return y_BTH, torch.stack(last_h), torch.stack(last_c)
+        """starts: the steps but the first at which any row is reset. See the module's text."""
+        given = x_BTF, h_LBH, c_LBH, resets_BT
+        rows = len(x_BTF)
+        if x_BTF.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._run_bites(*given) if len(starts) > MAX_SLICES_ON_A_CARD else self._run_slices(*given, starts)
+        if compute_dtype(x_BTF) != torch.float32:
+            more_rows = int(resets_BT[:, 1:].count_nonzero())
+            return self._run_pieces(*given) if rows + more_rows <= MAX_ROWS_FACTOR * rows else self._run_steps(*given)
+        if len(starts) > MAX_SLICES_PER_ROW_AND_UNIT * rows // self.hidden_size:
+            return self._run_steps(*given)
+        return self._run_slices(*given, starts)
 
     def _run_slices(
         self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor, starts: list[int]
@@ -144,11 +153,45 @@ class SequenceLSTM(nn.Module):
             outputs.append(y_TBH)
         return torch.cat(outputs).transpose(0, 1), h_LBH, c_LBH
 
+    def _run_steps(
+        self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y_BTH, last_h, last_c = x_BTF, [], []
+        for weights, h, c in zip(self.rnn.all_weights, h_LBH, c_LBH, strict=True):
+            y_BTH, h, c = unrolled_lstm(y_BTH, h, c, resets_BT, tuple(weights), compute_dtype(x_BTF))
+            last_h.append(h)
+            last_c.append(c)
+        return y_BTH, torch.stack(last_h), torch.stack(last_c)
+
+    def _run_pieces(
+        self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        (rows, steps), (row_n, waits_Tn, piece_BT) = resets_BT.shape, _pieces(resets_BT)
+        count = len(row_n)
+        state = h_LBH.new_zeros(2, self.num_layers, count, self.hidden_size)
+        state[0, :, :rows], state[1, :, :rows] = h_LBH, c_LBH
+        y_Tn = x_BTF.transpose(0, 1).index_select(1, row_n)
+        waits = F.pad(waits_Tn.unsqueeze(2).to(y_Tn.dtype), (0, EXTRA_INPUTS - 1))
+        last_h, last_c = [], []
+        for (w_ih, w_hh, b_ih, b_hh), h, c in zip(self.rnn.all_weights, *state.to(y_Tn.dtype), strict=True):
+            shut = w_ih.new_zeros(len(w_ih), EXTRA_INPUTS)
+            shut[: self.hidden_size, 0] = SHUT
+            weights = [torch.cat([w_ih, shut], dim=1), w_hh, b_ih, b_hh]
+            inputs = torch.cat([y_Tn, waits], dim=2)
+            y_Tn, h, c = torch.lstm(inputs, (h[None], c[None]), weights, True, 1, 0.0, True, False, False)
+            last_h.append(h[0])
+            last_c.append(c[0])
+        chosen = torch.arange(steps, device=x_BTF.device) * count + piece_BT
+        y_BTH = y_Tn.flatten(0, 1).index_select(0, chosen.flatten()).view(rows, steps, -1)
+        last_piece = piece_BT[:, -1]
+        h_LBH, c_LBH = (torch.stack(states)[:, last_piece].float() for states in (last_h, last_c))
+        return y_BTH.float(), h_LBH, c_LBH
+
     def _run(self, x_TBF: Tensor, h_LBH: Tensor, c_LBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y_TBH, (h, c) = self.rnn(x_TBF, (h_LBH.to(x_TBF.dtype), c_LBH.to(x_TBF.dtype)))
         return y_TBH.float(), h.float(), c.float()
 
-    def _run_pieces(
+    def _run_bites(
         self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, steps, _ = x_BTF.shape
@@ -186,6 +229,24 @@ class SequenceLSTM(nn.Module):
         y_BTH = torch.cat(outputs)[back].view(rows, steps, self.hidden_size)
         is_last_n = torch.cat([is_first_n[1:], is_first_n.new_ones(1)])
         return y_BTH, h[:, is_last_n], c[:, is_last_n]
+
+
+def _pieces(resets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Whose inputs each piece has ``(n,)``, the first B are the rows from their beginnings; where it has not begun
+    ``(T, n)``; and the piece that each step of each row is taken from ``(B, T)``.
+
+    Resets at the first step are not looked at: the state that is given has them.
+    """
+    rows, steps = resets_BT.shape
+    begins_BT = resets_BT.clone()
+    begins_BT[:, 0] = False
+    row_k, step_k = begins_BT.nonzero(as_tuple=True)
+    every_row = torch.arange(rows, device=resets_BT.device)
+    first_n = torch.cat([torch.zeros_like(every_row), step_k])
+    latest_BT = rows - 1 + begins_BT.flatten().cumsum(0).view(rows, steps)
+    piece_BT = torch.where(begins_BT.cumsum(1) > 0, latest_BT, every_row.unsqueeze(1))
+    waits_Tn = torch.arange(steps, device=resets_BT.device).unsqueeze(1) < first_n
+    return torch.cat([every_row, row_k]), waits_Tn, piece_BT
 
 
 def _bite_sizes(steps: int) -> list[int]:

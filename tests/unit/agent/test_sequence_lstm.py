@@ -39,7 +39,7 @@ def test_k1_sequence_with_resets_equals_step_by_step(pattern, layers):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("way", ["_run_slices", "_run_steps", "_run_pieces"])
+@pytest.mark.parametrize("way", ["_run_slices", "_run_pieces", "_run_steps", "_run_bites"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_every_way_gives_the_outputs_and_gradients_of_single_steps(way, layers):
     torch.manual_seed(0)
@@ -119,3 +119,22 @@ def test_only_the_forget_gate_starts_open():
 
     assert bias[5:10].tolist() == [1.0] * 5
     assert bias.sum() == 5
+
+
+def test_pieces_in_bfloat16_are_those_of_float32_to_its_precision():
+    """The input that shuts the gate does so in bfloat16 too: nothing of what came before a reset is left."""
+    torch.manual_seed(0)
+    lstm = SequenceLSTM(16, 32, 1)
+    x, state = torch.randn(8, 20, 16), 3 * torch.randn(2, 1, 8, 32)
+    resets = torch.rand(8, 20) < 0.04
+    assert 0 < resets[:, 1:].sum() <= 8
+    found = []
+    for is_low in (False, True):
+        lstm.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_low):
+            y, h, c = lstm(x.to(torch.bfloat16) if is_low else x, *state, resets)
+        y.square().mean().backward()
+        found.append((y.detach(), h.detach(), c.detach(), lstm.rnn.weight_hh_l0.grad.clone()))
+
+    for exact, low in zip(*found, strict=True):
+        assert (low - exact).norm() < 0.03 * exact.norm()
