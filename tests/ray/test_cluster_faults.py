@@ -202,11 +202,12 @@ def test_a_full_disk_stops_no_training_and_spoils_no_checkpoint(small_disk: Path
     often = ["--trainer.checkpoint.checkpoint-interval", 5, "--trainer.checkpoint.keep-last", 2]
     run = shared_lab.train(*ENDLESS, *SMALL_SHARES, *often, run="full", head=head, data_dir=small_disk)
     wait_until(lambda: run.checkpoints(), 60.0, "a first checkpoint")
-    good = run.status()["checkpoint"]["path"]
 
     fill(small_disk / "filler")
-    run.wait_for_status(lambda status: status["checkpoint"].get("failures", 0) >= 1, "a checkpoint fails", 60.0)
-    version = run.status()["policy_version"]
+    status = run.wait_for_status(
+        lambda status: status["checkpoint"].get("failures", 0) >= 1, "a checkpoint fails", 60.0
+    )
+    good, version = status["checkpoint"]["path"], status["policy_version"]
     run.wait_for_status(lambda status: status["policy_version"] > version + 3, "training goes on", 60.0)
     assert (Path(good) / "manifest.json").exists()
     (small_disk / "filler").unlink()
