@@ -68,9 +68,11 @@ def compared(experiment: Experiment, runs: Sequence[CurriculumRun]) -> dict[str,
     }
 
 
-def aim(run: CurriculumRun, gains: Array) -> float:
+def aim(run: CurriculumRun, gains: Array) -> float | None:
     """Mean gain of the tasks that were drawn over that of all: 1 for uniform sampling, more where a curriculum found
-    those that gain most."""
+    those that gain most. None where nothing was gained."""
+    if gains.mean() <= 0:
+        return None
     return float((np.array(run.probabilities) @ gains).mean() / gains.mean())
 
 
@@ -116,10 +118,11 @@ def report(result: dict[str, Any]) -> str:
     ]
     for row in result["runs"]:
         curve = ", ".join(f"{np.mean(scores):.3f}" for scores in row["scores"])
+        aimed = "-" if row["aim"] is None else f"{row['aim']:.2f}"
         seen = "never" if row["all_seen_after"] is None else f"{row['all_seen_after']:,}"
         lines.append(
             f"| {row['arm']} | {row['seed']} | {curve} | {row['covered']:.0%} ({row['covered_by_one_worker']:.0%}) "
-            f"| {row['entropy']['mean']:.3f} | {row['aim']:.2f} | {seen} |"
+            f"| {row['entropy']['mean']:.3f} | {aimed} | {seen} |"
         )
     lines += ["", "| difference of last scores | mean | 95 % interval | by seed |", "| --- | --- | --- | --- |"]
     for row in result["differences"]:

@@ -118,7 +118,9 @@ class CurriculumRun:
         return len(self.probabilities[0])
 
     def outcome_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-        """Agent steps, workers, tasks, scores."""
+        """Agent steps, workers, tasks, scores. UsageError for a run in which no episode ended."""
+        if not self.outcomes:
+            raise UsageError("no episode ended, so there is nothing to compare; give more --agent-steps")
         steps, workers, tasks, scores = zip(*self.outcomes, strict=True)
         return np.array(steps), np.array(workers), np.array(tasks), np.array(scores, np.float64)
 

@@ -60,6 +60,15 @@ def test_aim_compares_the_gain_of_what_was_drawn_with_that_of_all():
     assert curriculum_bench.aim(run, np.array([0.3, 0.1])) == pytest.approx((1.0 + 1.5) / 2)
 
 
+def test_without_any_gain_there_is_no_aim():
+    assert curriculum_bench.aim(CurriculumRun("shared", 0, ("a",), probabilities=[[[1.0]]]), np.array([0.0])) is None
+
+
+def test_a_run_in_which_no_episode_ended_is_refused():
+    with pytest.raises(UsageError, match=r"no episode ended.*--agent-steps"):
+        CurriculumRun("uniform", 0, ("a",)).gains()
+
+
 def test_coverage_counts_what_all_and_what_one_worker_have_played():
     run = CurriculumRun("shared", 0, ("a", "b"), probabilities=[[[0.5, 0.5], [0.5, 0.5]]])
     run.outcomes = [(100 * number, number % 2, 0, 0.5) for number in range(10)] + [(2000, 0, 1, 0.5)]
