@@ -132,12 +132,13 @@ class SequenceLSTM(nn.Module):
         rows = len(x_BTF)
         if x_BTF.device.type != "cpu" or torch.compiler.is_compiling():
             return self._run_bites(*given) if len(starts) > MAX_SLICES_ON_A_CARD else self._run_slices(*given, starts)
-        if compute_dtype(x_BTF) != torch.float32:
-            more_rows = int(resets_BT[:, 1:].count_nonzero())
-            return self._run_pieces(*given) if rows + more_rows <= MAX_ROWS_FACTOR * rows else self._run_steps(*given)
-        if len(starts) > MAX_SLICES_PER_ROW_AND_UNIT * rows // self.hidden_size:
-            return self._run_steps(*given)
-        return self._run_slices(*given, starts)
+        most_slices = MAX_SLICES_PER_ROW_AND_UNIT * rows // self.hidden_size
+        is_low = compute_dtype(x_BTF) != torch.float32
+        if len(starts) <= (most_slices // 4 if is_low else most_slices):
+            return self._run_slices(*given, starts)
+        if is_low and rows + int(resets_BT[:, 1:].count_nonzero()) <= MAX_ROWS_FACTOR * rows:
+            return self._run_pieces(*given)
+        return self._run_steps(*given)
 
     def _run_slices(
         self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor, starts: list[int]
