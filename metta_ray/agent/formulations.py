@@ -103,13 +103,16 @@ def _gathers(spec: EnvSpec, config: AgentConfig) -> list[bool | None]:
 
 
 def has_bf16_units(device: torch.device | str) -> bool:
-    """Whether a matrix product in bfloat16 is no slower than in float32: a look of some milliseconds."""
-    single, half = (_product_seconds(torch.ones(64, 64, device=device, dtype=dtype)) for dtype in _PRECISIONS)
-    return half <= 2 * single  # a product this small is mostly overhead; emulation is far beyond
+    """Whether a matrix product in bfloat16 is no slower than in float32: a look of some milliseconds.
+
+    Of a product so large that its overhead does not decide; the first, which makes its kernel, does not count.
+    """
+    single, half = (_product_seconds(torch.ones(256, 256, device=device, dtype=dtype)) for dtype in _PRECISIONS)
+    return half <= single
 
 
 def _product_seconds(matrix: Tensor) -> float:
-    return _best_seconds(lambda: matrix @ matrix, matrix.device, 5)
+    return _best_seconds(lambda: matrix @ matrix, matrix.device, 2)
 
 
 def _fastest(

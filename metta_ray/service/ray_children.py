@@ -46,7 +46,7 @@ class RayChild:
 
     def retire(self) -> None:
         with suppress(Exception):  # a child that is gone already, or a cluster that is
-            self._handle.leave.remote()
+            self._handle.leave.options(max_task_retries=0).remote()  # Ray would tell of retries after the kill
             ray.kill(self._handle, no_restart=True)
 
     def kill(self, info: ProcessInfo | None) -> None:
