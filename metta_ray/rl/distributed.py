@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -87,11 +88,18 @@ def unwrap_agent(policy: nn.Module) -> MettaAgent:
     return module
 
 
+# Tensors of the latest collectives. gloo's thread lets go of a tensor a moment after the collective has returned; were
+# that the last reference, it would need the interpreter, which may be ending (the process then aborts) or be waiting
+# for that very thread (it then hangs).
+_latest: deque[Tensor] = deque(maxlen=4)
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all ranks; every rank must call it. The tensor itself without a process group."""
     if not dist.is_initialized():
         return tensor
     total = tensor.to(_group_device())
+    _latest.append(total)
     dist.all_reduce(total)
     return total.to(tensor.device)
 
@@ -114,11 +122,13 @@ def broadcast_bytes(payload: bytes, source: int = 0) -> bytes:
     device = _group_device()
     is_source = dist.get_rank() == source
     length = torch.tensor([len(payload)], dtype=torch.int64, device=device)
+    _latest.append(length)
     dist.broadcast(length, src=source)
     if is_source:
         buffer = torch.from_numpy(np.frombuffer(payload, np.uint8).copy()).to(device)
     else:
         buffer = torch.empty(int(length), dtype=torch.uint8, device=device)
+    _latest.append(buffer)
     dist.broadcast(buffer, src=source)
     return payload if is_source else buffer.cpu().numpy().tobytes()
 

@@ -527,16 +527,20 @@ class Run:
         """Ledger balanced, no ticket trained twice, versions in order, steps equal to what environments counted."""
         result = audit_run(self.run_dir)
         assert result.is_balanced, result.fault
+        counted_before = self.counted_steps()
         history, now = self.books()
         totals = ledger_of(history).totals()
         assert totals["imbalance"] == 0
         assert totals == ledger_of(now).totals(), "compaction has not changed the ledger"
         assert_versions_in_order(history)
         assert_no_ticket_trained_twice(history)
-        self.check_steps(history)
+        self.check_steps(history, counted_before)
 
-    def check_steps(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """What each worker delivered is what its environments did, but for tickets that were lost."""
+    def check_steps(self, history: Sequence[Mapping[str, Any]], counted_before: Mapping[int, int]) -> None:
+        """What each worker delivered is what its environments did, but for tickets that were lost.
+
+        counted_before: what they had done when the history was read; in a run that goes on it is more by now.
+        """
         delivered: Counter[int] = Counter()
         owed: Counter[int] = Counter()
         issued: dict[int, tuple[int, int]] = {}
@@ -553,10 +557,12 @@ class Run:
         assert set(delivered) <= set(counted), "workers delivered that the oracle never saw"
         for worker, steps in counted.items():
             low, high = delivered[worker], delivered[worker] + owed[worker]
-            assert low <= steps <= high, (
+            about = (
                 f"environments of rollout-{worker} did {steps} agent steps; its fragments hold {low}, "
                 f"tickets that never came back up to {high - low} more"
             )
+            assert low <= steps, about
+            assert counted_before.get(worker, 0) <= high, about
 
     def counted_steps(self) -> dict[int, int]:
         """Worker → agent steps that its environments counted."""

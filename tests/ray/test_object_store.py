@@ -31,6 +31,12 @@ def s3() -> Iterator[S3Server]:
         yield server
 
 
+def _is_living_member(process: psutil.Process, session: int) -> bool:
+    with suppress(psutil.Error, ProcessLookupError):
+        return process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) == session
+    return False
+
+
 class Machine:
     """Commands with a working directory and a Ray of their own."""
 
@@ -68,11 +74,13 @@ class Machine:
         return out + err
 
     def kill(self, process: subprocess.Popen[str]) -> None:
-        """With all that it started, as when the machine's power goes."""
-        for one in psutil.process_iter():
-            with suppress(psutil.Error, ProcessLookupError):
-                if os.getsid(one.pid) == process.pid:
+        """With all that it started, as when the machine's power goes; Ray replaces what dies while it still lives."""
+        while members := [one for one in psutil.process_iter() if _is_living_member(one, process.pid)]:
+            for one in members:
+                with suppress(ProcessLookupError):
                     os.kill(one.pid, signal.SIGKILL)
+            process.wait()
+            psutil.wait_procs(members, timeout=3.0)
         process.communicate()
 
     def end(self) -> None:
