@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,16 @@ class RedisServer:
 def plain_port(port: int) -> tuple[str, ...]:
     """Nothing is kept on a disk."""
     return ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
+
+
+def with_users_of_the_handbook(directory: Path, password: str) -> AbstractContextManager[RedisServer]:
+    """Its default user may do nothing; ``metta`` has this password and the rights that ``deploy/redis`` gives."""
+    digest = hashlib.sha256(password.encode()).hexdigest()
+    rights = Path(__file__).parents[1] / "deploy" / "redis" / "users.acl"
+    lines = rights.read_text().replace("METTA_PASSWORD_SHA256", digest).replace("RAY_PASSWORD_SHA256", "0" * 64)
+    (directory / "users.acl").write_text(lines)
+    port = free_port()
+    return redis_server(directory, *plain_port(port), "--aclfile", "users.acl", port=port)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +20,7 @@ from metta_ray.state.copying import Copied, Outcome, copy_runs
 from metta_ray.state.open_store import open_store
 from metta_ray.state.records import EventRecord, RunRecord
 from metta_ray.state.redis_address import PASSWORD_VARIABLE
-from tests.redis_server import RedisServer, free_port, plain_port, redis_server
+from tests.redis_server import RedisServer, free_port, with_users_of_the_handbook
 
 RUN = RunRecord(name="a", run_dir="/data/a", state="done", generation=3, started=1.0, updated=2.0)
 SECRET = "canary-0c1b44a5"
@@ -34,14 +33,7 @@ def event(number: int, run: str = "a") -> EventRecord:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """With the users of the handbook."""
-    directory = tmp_path_factory.mktemp("redis")
-    digest = hashlib.sha256(SECRET.encode()).hexdigest()
-    rights = Path(__file__).parents[3] / "deploy" / "redis" / "users.acl"
-    lines = rights.read_text().replace("METTA_PASSWORD_SHA256", digest).replace("RAY_PASSWORD_SHA256", "0" * 64)
-    (directory / "users.acl").write_text(lines)
-    port = free_port()
-    with redis_server(directory, *plain_port(port), "--aclfile", "users.acl", port=port) as running:
+    with with_users_of_the_handbook(tmp_path_factory.mktemp("redis"), SECRET) as running:
         yield running
 
 

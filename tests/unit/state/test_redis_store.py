@@ -1,6 +1,5 @@
 """What is particular about Redis: its address, its secret, its failures, and what may lie in it. The server is real."""
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from metta_ray.common.errors import ConfigError, StateStoreError
 from metta_ray.state.open_store import open_store
 from metta_ray.state.records import EventRecord, RunRecord
 from metta_ray.state.redis_address import PASSWORD_VARIABLE, RedisAddress
-from tests.redis_server import RedisServer, free_port, plain_port, redis_server
+from tests.redis_server import RedisServer, free_port, plain_port, redis_server, with_users_of_the_handbook
 
 RUN = RunRecord(name="a", run_dir="/data/a", state="running", generation=1, started=1.0, updated=2.0)
 SECRET = "canary-5e53cc8e"
@@ -25,14 +24,7 @@ BUDGET_S = 0.25
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Its default user may do nothing; ``metta`` has a password and the rights that the handbook gives."""
-    directory = tmp_path_factory.mktemp("redis")
-    digest = hashlib.sha256(SECRET.encode()).hexdigest()
-    rights = Path(__file__).parents[3] / "deploy" / "redis" / "users.acl"
-    lines = rights.read_text().replace("METTA_PASSWORD_SHA256", digest).replace("RAY_PASSWORD_SHA256", "0" * 64)
-    (directory / "users.acl").write_text(lines)
-    port = free_port()
-    with redis_server(directory, *plain_port(port), "--aclfile", "users.acl", port=port) as running:
+    with with_users_of_the_handbook(tmp_path_factory.mktemp("redis"), SECRET) as running:
         yield running
 
 
