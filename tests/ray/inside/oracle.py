@@ -197,11 +197,17 @@ def _coordinator(module: ModuleType) -> None:
 
 def _journal(module: ModuleType) -> None:
     def keep_and_compact(journal: Any, *args: Any, **kwargs: Any) -> Any:
-        if _directory is not None and journal.path.exists():
-            copy = _directory / "journal" / f"{time.time_ns()}.log"
-            shutil.copyfile(journal.path, copy.with_suffix(".part"))
-            copy.with_suffix(".part").rename(copy)  # a test reads while the run goes on: whole or not at all
-        return compact(journal, *args, **kwargs)
+        if _directory is None or not journal.path.exists():
+            return compact(journal, *args, **kwargs)
+        copy = _directory / "journal" / f"{time.time_ns()}.log"
+        shutil.copyfile(journal.path, copy.with_suffix(".part"))
+        copy.with_suffix(".part").rename(copy)  # a test reads while the run goes on: whole or not at all
+        before = journal.path.stat()
+        try:
+            return compact(journal, *args, **kwargs)
+        finally:
+            if os.path.samestat(before, journal.path.stat()):  # a full disk: its records stay where they were
+                copy.unlink()
 
     compact = module.Journal.compact
     module.Journal.compact = keep_and_compact
