@@ -92,7 +92,8 @@ class Loop:
             else Environment(env_config=environment, num_envs=task.rows, seed=0, device="cpu")
         )
         network = AgentConfig(architecture=task.network)
-        formulation = choose_formulation(self.vecenv.driver_env, network)  # as run.py does
+        segments = task.minibatch // task.horizon
+        formulation = choose_formulation(self.vecenv.driver_env, network, segments=segments)  # as run.py does
         self.agent = Agent(self.vecenv, config=formulation.applied_to(network), device="cpu")
         self.agent.autocast_dtype = autocast_dtype(formulation.autocast)
         self.policy = wrap_agent_distributed(self.agent, "cpu")

@@ -41,7 +41,8 @@ def _formulation(options: RunOptions, env: VecEnv | EnvSpec, device: torch.devic
     if recorded is not None:
         autocast = recorded.autocast if autocast == "auto" else autocast
         config = recorded.applied_to(config) if config.gather_conv is None else config
-    return choose_formulation(spec, config, autocast, device=device)
+    segments = options.trainer.minibatch_size // options.trainer.bptt_horizon
+    return choose_formulation(spec, config, autocast, device=device, segments=max(1, segments))
 
 
 def recorded_formulation(run_dir: str | Path) -> Formulation | None:

@@ -266,7 +266,7 @@ class TrainerConfig(StrictModel):
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "reduce-overhead"
     autocast: Literal["auto", "none", "bf16"] = Field(
         default="auto",
-        description="precision of the networks; none: fp32. auto: bf16 where this machine computes it at least a fifth "
+        description="precision of the networks; none: fp32. auto: bf16 where this machine computes it at least a tenth "
         "faster, found at a run's start and kept for its life; fp32 on a cluster, whose nodes may differ",
     )
 

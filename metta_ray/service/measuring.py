@@ -115,7 +115,8 @@ def _measure(config: RunConfig) -> dict[str, Any]:
 
     spec, trainer = training_factory(config.trainer).spec(), config.trainer
     agent = agent_config_from(config.agent, default_architecture="mlp" if spec.vocabulary is None else "default")
-    formulation = choose_formulation(spec, agent, trainer.autocast, device=config.learner.device)
+    segments = max(1, trainer.minibatch_size // trainer.bptt_horizon)
+    formulation = choose_formulation(spec, agent, trainer.autocast, device=config.learner.device, segments=segments)
     times = measure_service_times(
         trainer.model_copy(update={"autocast": formulation.autocast}),
         formulation.applied_to(agent),

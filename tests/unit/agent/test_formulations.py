@@ -24,9 +24,9 @@ def seconds(monkeypatch):
     times: dict[Formulation, float] = {}
     measured: list[Formulation] = []
 
-    def measure(spec, config, formulation, device="cpu", limit=float("inf")):
-        measured.append(formulation)
-        return times.get(formulation, 1.0)
+    def measure(spec, config, candidates, device, segments):
+        measured.extend(candidates)
+        return {one: times.get(one, 1.0) for one in candidates}
 
     monkeypatch.setattr(formulations, "seconds_per_agent_step", measure)
     monkeypatch.setattr(formulations, "has_bf16_units", lambda device: True)
@@ -49,11 +49,15 @@ def test_the_fastest_is_chosen_once_per_machine(seconds, cache, fastest):
     assert len(measured) == 4, "the second time it is known"
     assert choose_formulation(SPEC, AgentConfig(architecture="light", hidden_sizes=(64,)), cache=cache) == fastest
     assert len(measured) == 8, "another network is another question"
+    assert choose_formulation(SPEC, LIGHT, cache=cache, segments=64) == fastest
+    assert len(measured) == 12, "and so is another size of minibatch"
+    assert choose_formulation(SPEC, LIGHT, cache=cache, segments=4096) == fastest
+    assert len(measured) == 12, "beyond 64 segments nothing changes"
 
 
-def test_bf16_must_be_a_fifth_faster(seconds, cache):
+def test_bf16_must_be_a_tenth_faster(seconds, cache):
     times, _ = seconds
-    times.update({Formulation("none", True): 1.0, Formulation("bf16", True): 0.9})
+    times.update({Formulation("none", True): 1.0, Formulation("bf16", True): 0.95})
     assert choose_formulation(SPEC, LIGHT, cache=cache).autocast == "none"
 
 

@@ -17,7 +17,7 @@ FAST_HERE = Formulation("bf16", False)
 def _machine(monkeypatch):
     """A machine where bfloat16 over a dense box is the fastest."""
 
-    def choose(spec, config, autocast, *, device):
+    def choose(spec, config, autocast, *, device, segments):
         gather = FAST_HERE.gather_conv if config.gather_conv is None else config.gather_conv
         return Formulation(FAST_HERE.autocast if autocast == "auto" else autocast, gather)
 
