@@ -24,9 +24,9 @@ from metta_ray.rl.losses import Losses, explained_variance, ppo_loss
 from metta_ray.rl.optimizer import Optimizer
 from metta_ray.rl.trainer_config import TrainerConfig
 
-# Segments that ``look_again`` reads together, all steps at once or one after the other: without a gradient more fits
+# What ``look_again`` reads together, whole segments or one step of them after the other: without a gradient more fits
 # into memory than a minibatch, and more at once costs less for each.
-LOOK_AGAIN_SEGMENTS, LOOK_AGAIN_ROWS = 64, 1024
+LOOK_AGAIN_STEPS, LOOK_AGAIN_SEGMENTS = 4096, 1024
 
 
 def update_policy(
@@ -111,8 +111,8 @@ def look_again(policy: nn.Module, experience: Experience) -> None:
     # with AMX: 95 µs per agent step, 38 in steps); a card prefers few large calls.
     in_steps = agent.lstm is not None and experience.device.type == "cpu"
     rows = torch.arange(experience.segments, device=experience.device)
-    at_once = max(experience.minibatch_segments, LOOK_AGAIN_ROWS if in_steps else LOOK_AGAIN_SEGMENTS)
-    for indices in torch.split(rows, at_once):
+    at_once = LOOK_AGAIN_SEGMENTS if in_steps else LOOK_AGAIN_STEPS // experience.bptt_horizon
+    for indices in torch.split(rows, max(experience.minibatch_segments, at_once)):
         minibatch = experience.rows(indices, unused)
         if in_steps:
             logprobs, values = _evaluate_in_steps(agent, minibatch)

@@ -15,6 +15,7 @@ from metta_ray.rl.trainer_config import TrainerConfig
 from metta_ray.rl.update import (
     batch_advantages,
     calculate_anneal_beta,
+    look_again,
     maybe_update_l2_weights,
     minibatch_totals,
     process_minibatch_update,
@@ -142,6 +143,18 @@ def test_k8_values_of_the_rollout_stay_what_they_were(build_rig):
     before = rig.experience.values.clone()
     rig.train()
     assert torch.equal(rig.experience.values, before)
+
+
+@pytest.mark.parametrize("lstm", [0, 8])
+def test_a_policy_that_looks_again_at_its_own_data_sees_what_it_saw(build_rig, lstm):
+    rig = build_rig(num_envs=3, horizon=16, segments_per_agent=2, agent={"lstm_hidden_size": lstm})
+    rig.collect()
+    assert rig.experience.dones[:, 1:].any(), "episodes end inside segments"
+    logprobs, values = rig.experience.logprobs.clone(), rig.experience.values.clone()
+
+    look_again(rig.agent, rig.experience)
+    torch.testing.assert_close(rig.experience.proximal_logprobs, logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rig.experience.values, values, atol=1e-5, rtol=0)
 
 
 def test_advantage_argument_is_not_read(build_rig):
