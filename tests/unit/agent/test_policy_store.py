@@ -3,9 +3,10 @@
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -473,15 +474,13 @@ def test_k13_the_latest_trainer_checkpoint_is_kept(store, checkpoints):
     assert epochs(store.policy_records(checkpoints, "all")) == [2, 5, 6]
 
 
-def pin_elsewhere(uri: str) -> None:
-    PolicyStore().pin(uri, holder="evaluation-7")
-
-
 def test_k13_a_policy_pinned_by_another_process_is_kept_until_unpinned(store, checkpoints):
     uris = [save(store, checkpoints, epoch).uri for epoch in (1, 2, 3)]
-    process = multiprocessing.get_context("spawn").Process(target=pin_elsewhere, args=(uris[0],))
-    process.start()
-    process.join()
+    pinning = (
+        "import sys, pathlib; from metta_ray.agent import policy_pins; "
+        "policy_pins.pin(pathlib.Path(sys.argv[1]), 'evaluation-7', 60.0)"
+    )
+    subprocess.run([sys.executable, "-c", pinning, str(checkpoints / "model_0001")], check=True, timeout=60)
 
     store.cleanup_old_policies(checkpoints, keep_last_n=1)
     kept_while_pinned = epochs(store.policy_records(checkpoints, "all"))

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from metta_ray.bench import floor_parts, service_bench, train_bench
+from metta_ray.bench import alternate, floor_parts, service_bench, train_bench
 from metta_ray.bench.__main__ import main
 from metta_ray.bench.part_times import PartTimes
 from metta_ray.bench.train_loop import LoopTask, measure
@@ -41,7 +41,8 @@ def test_a_second_inside_another_part_counts_once_and_the_rest_is_bookkeeping():
     assert not hasattr(Machine.outer, "__wrapped__")
 
 
-def test_the_loop_measures_itself_its_parts_and_their_floor():
+def test_the_loop_measures_itself_its_parts_and_their_floor(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(alternate, "ROUND_S", 0.0)
     result = measure(LoopTask(network="light", workload="simple", floor_seconds=0.01, **TINY))
 
     assert len(result["rates"]) >= 2

@@ -9,11 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
+from metta_ray.agent.agent_config import AgentConfig
+from metta_ray.agent.factory import build_policy
+from metta_ray.agent.metta_agent import MettaAgent
 from metta_ray.common.errors import ConfigError
-from metta_ray.common.util.state_directory import tree_from_bytes
+from metta_ray.common.util.state_directory import tree_from_bytes, tree_to_bytes
+from metta_ray.envs.env_spec import EnvSpec
 from metta_ray.rl.distributed import (
     all_reduce_sum,
     barrier,
@@ -26,48 +32,36 @@ from metta_ray.rl.distributed import (
     unwrap_agent,
     wrap_agent_distributed,
 )
-
-TIMEOUT_S = 120
-
-# The data of one process with 8 agents: rank r of n trains on its share of the rows. The rows of agent i have
-# i masked actions, so the ranks' shares have different numbers of them.
-WORKER = '''
-import sys
-import numpy as np
-import torch
-from gymnasium import spaces
-
-from metta_ray.agent.agent_config import AgentConfig
-from metta_ray.agent.factory import build_policy
-from metta_ray.common.util.state_directory import tree_to_bytes
-from metta_ray.envs.env_spec import EnvSpec
-from metta_ray.rl.distributed import (
-    barrier, broadcast_bytes, cleanup_distributed, gather_bytes, setup_device_and_distributed, setup_distributed_vars,
-    sum_over_ranks, wrap_agent_distributed,
-)
 from metta_ray.rl.experience import Experience
 from metta_ray.rl.losses import Losses
 from metta_ray.rl.optimizer import Optimizer
 from metta_ray.rl.trainer_config import TrainerConfig
 from metta_ray.rl.update import batch_advantages, minibatch_totals, process_minibatch_update, update_policy
 
-torch.set_num_threads(1)
-setup_device_and_distributed("cpu")
-is_master, world_size, rank = setup_distributed_vars()
+ROOT = Path(__file__).parents[3]
+TIMEOUT_S = 120
 AGENTS, T = 8, 6
 SPEC = EnvSpec("gym:toy", spaces.Box(-1, 1, (4,)), spaces.Discrete(3))
 
 
-def experience_of_this_rank(policy):
+# The data of one process with 8 agents: rank r of n trains on its share of the rows. The rows of agent i have
+# i masked actions, so the ranks' shares have different numbers of them.
+def experience_of_this_rank(policy: MettaAgent, rank: int, world_size: int) -> Experience:
     """Made-up steps of all agents, of which this rank keeps its share."""
     share = AGENTS // world_size
     mine = slice(rank * share, (rank + 1) * share)
     random = torch.Generator().manual_seed(5)
+    sizes = (share, share * T, T, share * T, share * T)
     experience = Experience(
-        share, share * T, T, share * T, share * T, SPEC.observation_space, SPEC.action_space, "cpu",
-        hidden_size=policy.hidden_size, num_lstm_layers=policy.core_num_layers,
+        *sizes,
+        SPEC.observation_space,
+        SPEC.action_space,
+        "cpu",
+        hidden_size=policy.hidden_size,
+        num_lstm_layers=policy.core_num_layers,
     )
     experience.reset_for_rollout()
+    rows = slice(0, share)
     for t in range(T + 1):
         obs = torch.randn(AGENTS, 4, generator=random)[mine]
         actions = torch.randint(3, (AGENTS,), generator=random)[mine]
@@ -78,100 +72,101 @@ def experience_of_this_rank(policy):
         state = torch.randn(2, 1, AGENTS, policy.hidden_size, generator=random)[:, :, mine]
         outcome = (rewards, dones, torch.zeros_like(dones))
         if t < T:
-            experience.store(obs, actions, logprobs, *outcome, values, slice(0, share), mask,
-                             {"lstm_h": state[0], "lstm_c": state[1]})
+            recurrent = {"lstm_h": state[0], "lstm_c": state[1]}
+            experience.store(obs, actions, logprobs, *outcome, values, rows, mask, recurrent)
         else:
-            experience.close(*outcome, values, slice(0, share), mask)
+            experience.close(*outcome, values, rows, mask)
     return experience
 
 
-def config(**ppo):
-    return TrainerConfig.from_mapping({
-        "batch_size": AGENTS // world_size * T, "minibatch_size": AGENTS // world_size * T, "bptt_horizon": T,
-        "update_epochs": 30, "ppo": {"max_grad_norm": 1e9, "l2_reg_loss_coef": 0.01} | ppo,
-    })
+def config(world_size: int, **ppo: float) -> TrainerConfig:
+    steps = AGENTS // world_size * T
+    sizes = {"batch_size": steps, "minibatch_size": steps, "bptt_horizon": T, "update_epochs": 30}
+    return TrainerConfig.from_mapping({**sizes, "ppo": {"max_grad_norm": 1e9, "l2_reg_loss_coef": 0.01} | ppo})
 
 
-torch.manual_seed(100 + (rank if world_size > 1 else 0))
-agent = build_policy(SPEC, AgentConfig(architecture="mlp", hidden_sizes=(8,), lstm_hidden_size=8))
-policy = wrap_agent_distributed(agent, "cpu")
-experience = experience_of_this_rank(agent)
-losses = Losses()
-optimizer = Optimizer(policy=policy, learning_rate=0.1, max_grad_norm=1e9)
-advantages = batch_advantages(experience, config(), "cpu")
-minibatch = experience.sample_minibatch(advantages, 0.0, 1.0, 0, 1)
-optimizer.zero_grad()
-process_minibatch_update(policy, experience, minibatch, advantages, config(), None, 0, losses, "cpu").backward()
-result = {
-    "gradient": torch.cat([p.grad.flatten() for p in agent.parameters()]).numpy(),
-    "masked": int((~experience.mask).sum()),
-    "before": torch.cat([p.detach().flatten() for p in agent.parameters()]).clone().numpy(),
-}
-
-totals = minibatch_totals(advantages, torch.zeros_like(advantages), experience.mask)
-result["totals"] = [float(totals.mean), float(totals.std), float(totals.count_per_rank)]
-
-update_policy(policy, optimizer, experience, config(target_kl=0.05), None, 0, 0, losses, "cpu")
-result["stopped_after"] = losses.minibatches_processed
-
-# One rank's data spoilt: every rank skips.
-experience._rewards[:, -1] = float("inf") if rank == world_size - 1 else 0.0
-two_passes = config().model_copy(update={"update_epochs": 2})
-update_policy(policy, optimizer, experience, two_passes, None, 0, 0, losses, "cpu")
-result["skipped"] = optimizer.skipped_updates
-result["after"] = torch.cat([p.detach().flatten() for p in agent.parameters()]).numpy()
-result["gathered"] = [message.decode() for message in gather_bytes(f"rank {rank}".encode() * (rank + 1))]
-result["broadcast"] = broadcast_bytes(b"from one" if rank == world_size - 1 else b"", source=world_size - 1).decode()
-result["sum"] = sum_over_ranks(rank + 1)
-result["empty"] = broadcast_bytes(b"").decode()
-barrier()
-with open(sys.argv[1] + f"{rank}", "wb") as file:
-    file.write(tree_to_bytes(result))
-cleanup_distributed()
-'''
+def parameters_of(agent: MettaAgent) -> np.ndarray:
+    return torch.cat([parameter.detach().flatten() for parameter in agent.parameters()]).numpy().copy()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def found_by_this_rank() -> dict[str, Any]:
+    """What one rank, told by its environment variables who it is, finds out; alone without those."""
+    torch.set_num_threads(1)
+    setup_device_and_distributed("cpu")
+    _, world_size, rank = setup_distributed_vars()
+    torch.manual_seed(100 + (rank if world_size > 1 else 0))
+    agent = build_policy(SPEC, AgentConfig(architecture="mlp", hidden_sizes=(8,), lstm_hidden_size=8))
+    policy = wrap_agent_distributed(agent, "cpu")
+    experience = experience_of_this_rank(agent, rank, world_size)
+    losses = Losses()
+    optimizer = Optimizer(policy=policy, learning_rate=0.1, max_grad_norm=1e9)
+    once = config(world_size)
+    advantages = batch_advantages(experience, once, "cpu")
+    minibatch = experience.sample_minibatch(advantages, 0.0, 1.0, 0, 1)
+    optimizer.zero_grad()
+    process_minibatch_update(policy, experience, minibatch, advantages, once, None, 0, losses, "cpu").backward()
+    result: dict[str, Any] = {
+        "gradient": torch.cat([p.grad.flatten() for p in agent.parameters()]).numpy(),
+        "masked": int((~experience.mask).sum()),
+        "before": parameters_of(agent),
+    }
+
+    totals = minibatch_totals(advantages, torch.zeros_like(advantages), experience.mask)
+    result["totals"] = [float(totals.mean), float(totals.std), float(totals.count_per_rank)]
+
+    update_policy(policy, optimizer, experience, config(world_size, target_kl=0.05), None, 0, 0, losses, "cpu")
+    result["stopped_after"] = losses.minibatches_processed
+
+    # One rank's data spoilt: every rank skips.
+    experience._rewards[:, -1] = float("inf") if rank == world_size - 1 else 0.0
+    two_passes = once.model_copy(update={"update_epochs": 2})
+    update_policy(policy, optimizer, experience, two_passes, None, 0, 0, losses, "cpu")
+    result["skipped"] = optimizer.skipped_updates
+    result["after"] = parameters_of(agent)
+    last = world_size - 1
+    result["gathered"] = [message.decode() for message in gather_bytes(f"rank {rank}".encode() * (rank + 1))]
+    result["broadcast"] = broadcast_bytes(b"from one" if rank == last else b"", source=last).decode()
+    result["sum"] = sum_over_ranks(rank + 1)
+    result["empty"] = broadcast_bytes(b"").decode()
+    barrier()
+    cleanup_distributed()
+    return result
 
 
-def start_ranks(folder: Path, world_size: int) -> list[subprocess.Popen[str]]:
-    """Processes as torchrun would start them; each writes what it found into ``folder``."""
-    script = folder / "worker.py"
-    script.write_text(WORKER)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
-    port = free_port()
-    processes = []
-    for rank in range(world_size):
-        group = {"LOCAL_RANK": rank, "RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "localhost"}
-        group |= {"MASTER_PORT": port}
-        launched = {name: str(value) for name, value in group.items()} if world_size > 1 else {}
-        command = [sys.executable, str(script), str(folder / f"of{world_size}_")]
-        processes.append(subprocess.Popen(command, env=environment | launched, stderr=subprocess.PIPE, text=True))
-    return processes
+def second_rank(file: str) -> None:
+    """The whole life of the other process."""
+    Path(file).write_bytes(tree_to_bytes(found_by_this_rank()))
 
 
-def found_by(folder: Path, processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
-    """What each rank wrote, once all have ended."""
-    try:
-        for process in processes:
-            _, err = process.communicate(timeout=TIMEOUT_S)
-            assert process.returncode == 0, err
-    finally:
-        for process in processes:
-            process.kill()
-    size = len(processes)
-    return [tree_from_bytes((folder / f"of{size}_{rank}").read_bytes()) for rank in range(size)]
+def as_torchrun_tells(rank: int, port: int) -> dict[str, str]:
+    group = {"LOCAL_RANK": rank, "RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    return {name: str(value) for name, value in group.items()}
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("ranks")
-    alone, together = start_ranks(folder, 1), start_ranks(folder, 2)
-    return {"one": found_by(folder, alone)[0], "two": found_by(folder, together)}
+    """Of a process alone, and of two ranks: the first of them is this process, the second one of its own."""
+    file = tmp_path_factory.mktemp("ranks") / "second"
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    code = "import sys; from tests.unit.rl.test_distributed import second_rank; second_rank(sys.argv[1])"
+    environment = os.environ | as_torchrun_tells(1, port) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(file)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        alone = found_by_this_rank()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in as_torchrun_tells(0, port).items():
+                patch.setenv(name, value)
+            first = found_by_this_rank()
+        _, errors = other.communicate(timeout=TIMEOUT_S)
+        assert other.returncode == 0, errors
+    finally:
+        other.kill()
+        cleanup_distributed()
+    return {"one": alone, "two": [first, tree_from_bytes(file.read_bytes())]}
 
 
 def test_two_ranks_with_half_the_batch_each_give_the_gradient_of_the_whole(outcomes):
