@@ -1,4 +1,5 @@
-"""What follows when a rollout worker or learner replica ends: a replacement, one slot less, or the end of the run.
+"""What follows when a process of the run ends: a replacement, one slot less, or the end of the run. Whatever happens to
+evaluators, the run goes on: in the end without them.
 
 Every cause has a budget of its own, counted within a window of time, so that a night of preemptions does not use
 up what crashes may cost. The first failure of a slot is replaced at once. A slot that fails again within the
@@ -68,7 +69,16 @@ class Raise:
     reason: str
 
 
+@dataclass(frozen=True)
+class GoWithout:
+    """Start no further process of this kind; the run goes on without."""
+
+    reason: str
+
+
 Decision = Replace | GiveUp | Raise
+NOBODYS_FAULT = (Cause.PREEMPTED, Cause.DRAINED)
+"""Causes that use up no budget."""
 
 
 def decide(
@@ -100,6 +110,21 @@ def decide(
     delay_s = backoff(in_slot, budget)
     count = "first failure" if in_slot == 1 else f"failure {in_slot} in {budget.window_s:g} s"
     return Replace(delay_s, f"{cause}: {count} of slot {slot}, replaced {_after(delay_s)}")
+
+
+def decide_evaluator(
+    cause: Cause, history: tuple[float, ...], now: float, budget: Budget, setting: str
+) -> Replace | GoWithout:
+    """What to do about an evaluator that was lost ``now``. ``history``: times of earlier losses, this one not among
+    them; all causes count together, for all cost the same: an evaluation's try. ``setting``: the limit's name."""
+    if cause in NOBODYS_FAULT:
+        return Replace(0.0, f"{cause}: replaced at once")
+    lost = 1 + _within(history, now, budget.window_s)
+    count = f"{lost} evaluators lost in {budget.window_s:g} s"
+    if budget.run_limit is not None and lost > budget.run_limit:
+        return GoWithout(f"{count} ({setting}={budget.run_limit}), the last by {cause}")
+    delay_s = backoff(lost, budget)
+    return Replace(delay_s, f"{cause}: {'first evaluator lost' if lost == 1 else count}, replaced {_after(delay_s)}")
 
 
 def backoff(failures: int, budget: Budget) -> float:

@@ -527,6 +527,12 @@ CURRICULUM = Board(
             ),
             "How far evaluation is behind training.",
         ),
+        Panel(
+            "Lost evaluators",
+            "short",
+            (Query(counted(catalog.EVALUATOR_FAILURES, "cause"), "{{run}} {{cause}}"),),
+            "Ended without being asked to. After failure.evaluator.per_run of them nothing is evaluated any more.",
+        ),
     ),
 )
 

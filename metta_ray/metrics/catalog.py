@@ -269,6 +269,9 @@ EVALUATION_SCORE = _gauge(
 EVALUATION_VERSION = _gauge(
     "metta_evaluation_policy_version", "updates", "policy version that was evaluated last", needs="an evaluation"
 )
+EVALUATOR_FAILURES = _counter(
+    "metta_evaluator_failures", "failures", "evaluators that ended without being asked to, by cause", {"cause": CAUSES}
+)
 
 # Checkpoints and the state store.
 

@@ -125,11 +125,12 @@ def _facts(status: Status) -> list[tuple[str, Any]]:
             f"mean {staleness['mean']:.2f}, max {staleness['max']}" if staleness.get("mean") is not None else "",
         ),
         ("bottleneck", status.get("bottleneck")),
-        ("failures", ", ".join(f"{cause} {count}" for cause, count in failures.items() if count)),
+        ("failures", _by_cause(failures)),
         ("checkpoint", _checkpoint_text(checkpoint)),
         ("uploaded", _upload_text(status.get("upload") or {})),
         ("best policy", _best_text(status.get("best"))),
         ("evaluations", _evaluation_counts(status.get("evaluations") or {})),
+        ("lost evaluators", _lost_evaluators(status.get("evaluations") or {})),
         ("generation", status.get("generation")),
         ("directory", status.get("run_dir")),
         ("Ray dashboard", status.get("dashboard_url")),
@@ -177,6 +178,15 @@ def _score_text(one: Mapping[str, Any]) -> str:
 def _evaluation_counts(evaluations: Mapping[str, Any]) -> str:
     names = ("waiting", "running", "done", "failed")
     return ", ".join(f"{evaluations[name]} {name}" for name in names if evaluations.get(name))
+
+
+def _lost_evaluators(evaluations: Mapping[str, Any]) -> str:
+    reason = evaluations.get("given_up")
+    return _by_cause(evaluations.get("failures") or {}) + (f"; given up: {reason}" if reason else "")
+
+
+def _by_cause(failures: Mapping[str, int]) -> str:
+    return ", ".join(f"{cause} {count}" for cause, count in failures.items() if count)
 
 
 def _event_text(event: Any) -> str:

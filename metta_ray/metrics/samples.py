@@ -72,7 +72,9 @@ def of_status(status: Mapping[str, Any], now: float) -> Iterator[Sample]:
     yield Sample(catalog.FRAGMENT_BUDGET, status["byte_budget"])
     yield from _of_checkpoint(status["checkpoint"], now)
     yield from _of_upload(status.get("upload", {}))
-    yield from _of_evaluations(status.get("evaluations", {}).get("list", ()))
+    evaluations = status.get("evaluations", {})
+    yield from _of_evaluations(evaluations.get("list", ()))
+    yield from _of_evaluators(evaluations.get("failures", {}))
 
 
 def of_curriculum(probabilities: Sequence[float], num_seen: int) -> Iterator[Sample]:
@@ -130,6 +132,11 @@ def _of_upload(upload: Mapping[str, Any]) -> Iterator[Sample]:
         yield Sample(catalog.UPLOAD_BEHIND, upload["behind_s"])
         yield from _known(catalog.UPLOAD_SECONDS, upload["seconds"])
         yield Sample(catalog.UPLOAD_FAILURES, upload["all_failures"])
+
+
+def _of_evaluators(failures: Mapping[str, int]) -> Iterator[Sample]:
+    for cause in catalog.CAUSES:
+        yield Sample(catalog.EVALUATOR_FAILURES, failures.get(cause, 0), {"cause": cause})
 
 
 def _of_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> Iterator[Sample]:

@@ -2,17 +2,20 @@
 
 Looked at now and then by the pipeline's loop, never waited for. An evaluator that dies, hangs or fails to start costs
 the evaluation one of its tries and nobody else anything; the next one begins it anew, and what both may have written
-counts once (see ``evaluator``).
+counts once (see ``evaluator``). Evaluators that go on being lost are started ever more seldom, and once their budget
+(``failure.evaluator``) is used up not at all any more: what is to be played then fails, and training goes on.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from metta_ray.control.evaluation_queue import KIND, Evaluation, EvaluationQueue, EvaluationState
+from metta_ray.control.failure import NOBODYS_FAULT, Cause, GoWithout, Replace, decide_evaluator
 from metta_ray.service.causes import Outcome, failure_of
 from metta_ray.service.children import Child, Children, Future
 from metta_ray.service.identity import Identity
@@ -21,6 +24,7 @@ from metta_ray.service.run_config import RunConfig
 
 POLL_EVERY_S = 0.1
 RETRY_AFTER_S = 0.5
+SETTING = "failure.evaluator.per_run"
 
 Result = dict[str, Any]
 
@@ -61,13 +65,25 @@ class TryFailed:
     reason: str
 
 
-Event = Played | TryFailed
+@dataclass(frozen=True)
+class Lost:
+    """An evaluator has ended without being asked to."""
+
+    name: str
+    cause: Cause
+    reason: str
+    decision: Replace | GoWithout
+
+
+Event = Played | TryFailed | Lost
 
 
 class EvaluationPool:
     """clock: of this process, for waiting. wall: seconds since 1970, for leases, which outlive it.
 
     record: makes an event part of the run's books, and so of ``queue``.
+
+    failures: lost evaluators by cause, since this coordinator started. given_up: why no more will be played, if so.
     """
 
     def __init__(
@@ -84,7 +100,9 @@ class EvaluationPool:
         generation: int,
     ) -> None:
         self.members: list[Member] = []
-        self.started = self.lost = 0
+        self.started = 0
+        self.failures: dict[Cause, int] = defaultdict(int)
+        self.given_up: str | None = None
         self._config = config
         self._children = children
         self._run = run
@@ -96,6 +114,13 @@ class EvaluationPool:
         self._next_number = next_number
         self._generation = generation
         self._polled_at = float("-inf")
+        self._lost_at: list[float] = []
+        self._not_before = float("-inf")
+
+    @property
+    def lost(self) -> int:
+        """How many evaluators ended without being asked to."""
+        return sum(self.failures.values())
 
     def waiting_for(self) -> str | None:
         """Which resources starting evaluators lack, in words; None when none does."""
@@ -109,6 +134,8 @@ class EvaluationPool:
             return []
         self._polled_at = now
         events = self._answers() + self._overdue()
+        if self.given_up is not None:
+            events += self._refuse_what_waits(self.given_up)
         self._give_out_work()
         self._fit_number()
         return events
@@ -163,7 +190,7 @@ class EvaluationPool:
         except Exception as error:
             failure = failure_of(error)
             if failure.outcome is Outcome.PROCESS_LOST:
-                return self._lost(member, failure.text)
+                return self._lost(member, failure.text, failure.cause)
             self._answer_unknown(member, future)
             return []
         if future is member.answer:
@@ -200,13 +227,13 @@ class EvaluationPool:
         late = {one.request.number for one in self._queue.overdue(self._wall())}
         for member in list(self.members):
             if member.number in late:
-                events += self._lost(member, f"not finished within {config.evaluator.deadline_s:g} s")
+                events += self._lost(member, f"not finished within {config.evaluator.deadline_s:g} s", Cause.HANG)
             elif member.hello is not None and now - member.born > config.failure.start_deadline_s:
                 missing = self._children.missing_resources("evaluator", 1)
                 if missing is None:
-                    events += self._lost(member, f"not ready {now - member.born:.0f} s after its start")
+                    events += self._lost(member, f"not ready {now - member.born:.0f} s after its start", Cause.HANG)
                 elif now - member.born > config.evaluator.deadline_s:
-                    events += self._lost(member, f"no place for an evaluator: it waits for {missing}")
+                    events += self._end_try(member, f"no place for an evaluator: it waits for {missing}")
             elif member.ask_again_at is not None and now >= member.ask_again_at and member.number is not None:
                 self._ask(member, self._queue[member.number])
             self._keep_alive(member)
@@ -218,9 +245,21 @@ class EvaluationPool:
         if member.hello is None and member.heartbeat is None and self._clock() - member.last_sign > interval:
             member.heartbeat, member.last_sign = member.child.call("describe"), self._clock()
 
-    def _lost(self, member: Member, reason: str) -> list[Event]:
-        """The try that it was to make is over."""
-        self.lost += 1
+    def _lost(self, member: Member, reason: str, cause: Cause) -> list[Event]:
+        """Decides whether and when another one may start; the try that it was to make is over."""
+        now, failure = self._clock(), self._config.failure
+        self.failures[cause] += 1
+        decision = decide_evaluator(cause, tuple(self._lost_at), now, failure.evaluator_budget(), SETTING)
+        if isinstance(decision, GoWithout):
+            self.given_up = self.given_up or decision.reason
+        else:
+            self._not_before = max(self._not_before, now + decision.delay_s)
+        if cause not in NOBODYS_FAULT:
+            self._lost_at.append(now)
+        return [Lost(_name(member), cause, reason, decision), *self._end_try(member, reason)]
+
+    def _end_try(self, member: Member, reason: str) -> list[Event]:
+        """Ends an evaluator, and with it the try that it was to make."""
         was_starting, number = member.hello is not None, member.number
         self._remove(member, kill=True)
         if was_starting and number is None:  # it was started for what waits
@@ -230,6 +269,13 @@ class EvaluationPool:
             return []
         self._fail(number, reason)
         return [TryFailed(number, reason)]
+
+    def _refuse_what_waits(self, reason: str) -> list[Event]:
+        """Nobody will come to play it."""
+        waiting = [one.request.number for one in self._queue.waiting]
+        for number in waiting:
+            self._fail(number, reason, final=True)
+        return [TryFailed(number, reason) for number in waiting]
 
     def _fail(self, number: int, reason: str, *, final: bool = False) -> None:
         self._record(
@@ -261,9 +307,10 @@ class EvaluationPool:
     def _fit_number(self) -> None:
         """Starts one where something waits that none is there for; ends those that were idle for long."""
         now, limit = self._clock(), self._config.evaluator.max_evaluators
+        may_start = now >= self._not_before and len(self.members) < limit
         due = [one for one in self._queue.waiting if one.not_before <= self._wall()]
         coming = [member for member in self.members if member.number is None]
-        if len(due) > len(coming) and len(self.members) < limit:
+        if len(due) > len(coming) and may_start:
             self._start()
         for member in coming:
             is_idle = member.hello is None and not self._queue.waiting
@@ -282,3 +329,7 @@ class EvaluationPool:
         self.members.remove(member)
         member.child.kill(member.info) if kill else member.child.retire()
         self._record({"kind": "left", "role": "evaluator", "number": member.child.identity.number})
+
+
+def _name(member: Member) -> str:
+    return f"evaluator-{member.child.identity.number}"

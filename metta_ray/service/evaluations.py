@@ -17,10 +17,11 @@ from typing import Any
 from metta_ray.agent import policy_pins
 from metta_ray.common.errors import ConfigError, MettaRayError
 from metta_ray.control.evaluation_queue import KIND, Evaluation, EvaluationRequest, EvaluationState
+from metta_ray.control.failure import GoWithout
 from metta_ray.service.announcer import Announcer
 from metta_ray.service.books import Books
 from metta_ray.service.checkpointer import Checkpointer, Newest
-from metta_ray.service.evaluation_pool import EvaluationPool, Played, Result
+from metta_ray.service.evaluation_pool import EvaluationPool, Lost, Played, Result, TryFailed
 from metta_ray.sim.suites import named_suite
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,11 @@ class Evaluations:
     # Asking.
 
     def want(self, wish: Wish) -> None:
-        """Of the policy as it is now, as soon as a checkpoint holds it."""
+        """Of the policy as it is now, as soon as a checkpoint holds it. The interval's wishes are not followed where
+        nobody would play them."""
         if wish.asked_by == "interval":
+            if self.pool.given_up is not None:
+                return
             waiting = sum(one.request.asked_by == "interval" for one in self._queue.waiting)
             if waiting >= MAX_WAITING:
                 text = f"epoch {wish.version} is not evaluated: {waiting} evaluations wait already; see evaluator"
@@ -116,6 +120,8 @@ class Evaluations:
 
     def ask_by_command(self, wish: Wish, epoch: int | None, answer: Answer[Reply]) -> Reply | None:
         """None: ``answer`` is told when the checkpoint is there."""
+        if self.pool.given_up is not None:
+            return {"ok": False, "message": _without_evaluators(self.pool.given_up)}
         if wish.suite:
             named_suite(wish.suite)
         if epoch is not None:
@@ -150,10 +156,13 @@ class Evaluations:
         """Called in every turn of the pipeline's loop; returns at once."""
         self._fulfil_wishes()
         for event in self.pool.poll():
-            if isinstance(event, Played):
-                self._take_in(event.number, event.result)
-            else:
-                self._tell_failure(event.number, event.reason)
+            match event:
+                case Played():
+                    self._take_in(event.number, event.result)
+                case TryFailed():
+                    self._tell_failure(event.number, event.reason)
+                case Lost():
+                    self._tell_loss(event)
 
     def _fulfil_wishes(self) -> None:
         newest = self._checkpointer.newest
@@ -200,6 +209,13 @@ class Evaluations:
             return
         self._unpin(one)
         self._announcer.event("evaluation_failed", f"{name} failed after {one.tries} tries: {reason}")
+
+    def _tell_loss(self, lost: Lost) -> None:
+        if isinstance(lost.decision, GoWithout):
+            text = f"{lost.name} is lost: {lost.reason}; {_without_evaluators(lost.decision.reason)}"
+            self._announcer.event("evaluators_given_up", text)
+        else:
+            self._announcer.event("evaluator_lost", f"{lost.name} is lost: {lost.reason}; {lost.decision.reason}")
 
     def _finish(self, number: int, result: Result) -> None:
         one, suite = self._queue[number], result["suite"]
@@ -260,6 +276,8 @@ class Evaluations:
                 "wished": len(self._wishes),
                 "evaluators": evaluators,
                 "evaluators_lost": self.pool.lost,
+                "failures": {cause.value: count for cause, count in self.pool.failures.items()},
+                "given_up": self.pool.given_up,
                 "list": [one.summary() for one in self._queue.all()[-SHOWN:]],
             },
             "best": self.best(),
@@ -292,6 +310,13 @@ def interval_text(result: Mapping[str, Any]) -> str:
     if value is None:
         return "unknown"
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _without_evaluators(reason: str) -> str:
+    return (
+        f"training goes on without evaluations: {reason}; metta-ray evaluate RUN --here plays one in the foreground "
+        "and shows what is wrong"
+    )
 
 
 def _verdict(result: Result) -> str:

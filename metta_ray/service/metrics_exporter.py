@@ -35,6 +35,7 @@ COUNTED_BY_COORDINATOR = (
     catalog.UPDATES_REPEATED,
     catalog.WORKERS_STARTED,
     catalog.WORKER_FAILURES,
+    catalog.EVALUATOR_FAILURES,
     catalog.RESTARTS,
     catalog.CHECKPOINT_FAILURES,
     catalog.UPLOAD_FAILURES,

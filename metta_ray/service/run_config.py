@@ -20,7 +20,7 @@ from metta_ray.common.errors import ConfigError
 from metta_ray.common.util import places
 from metta_ray.common.util.mirror import working_directory
 from metta_ray.common.util.typed_config import StrictModel, apply_overrides, validated
-from metta_ray.control.failure import Budget, Cause
+from metta_ray.control.failure import NOBODYS_FAULT, Budget, Cause
 from metta_ray.rl.presets import DEFAULT_PRESET, PRESETS, environment_settings, preset_for, preset_settings
 from metta_ray.rl.run_directories import check_run_name
 from metta_ray.rl.trainer_config import TrainerConfig
@@ -247,6 +247,10 @@ class FailureConfig(StrictModel):
     learner: BudgetConfig = Field(
         default=BudgetConfig(per_run=20), description="rebuilt learner groups; each repeats at most one update"
     )
+    evaluator: BudgetConfig = Field(
+        default=BudgetConfig(per_run=8),
+        description="lost evaluators, whatever the cause; more, and training goes on without evaluations",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -263,9 +267,15 @@ class FailureConfig(StrictModel):
 
     def budget(self, cause: Cause) -> Budget:
         """The budget of a cause for ``control.failure.decide``."""
-        if cause in (Cause.PREEMPTED, Cause.DRAINED):
+        if cause in NOBODYS_FAULT:
             return Budget(window_s=self.window_s, backoff_s=0.0)  # nobody is to blame
-        limits: BudgetConfig = getattr(self, cause.value)
+        return self._budget(getattr(self, cause.value))
+
+    def evaluator_budget(self) -> Budget:
+        """The budget for ``control.failure.decide_evaluator``."""
+        return self._budget(self.evaluator)
+
+    def _budget(self, limits: BudgetConfig) -> Budget:
         return Budget(limits.per_slot, limits.per_run, self.window_s, self.backoff_s, self.max_backoff_s)
 
 
@@ -369,17 +379,20 @@ class RunConfig(StrictModel):
 def located(config: RunConfig, environ: Mapping[str, str]) -> RunConfig:
     """The configuration with what it leaves to the environment variables filled in: run, data_dir, state.url.
 
-    ConfigError for a name that cannot be a directory's, and for a data_dir inside a job's working directory, which
-    is a copy that Ray removes.
+    ConfigError for a name that cannot be a directory's, for a data_dir inside a job's working directory, which is a
+    copy that Ray removes, and for what is no URL of a store.
     """
     run = config.run or environ.get("METTA_RUN") or None
     if run is not None:
         check_run_name(run)
+    state_url = config.state.url or environ.get(STATE_VARIABLE) or None
+    if state_url is not None:
+        check_store_url(state_url)
     return config.model_copy(
         update={
             "run": run,
             "data_dir": data_place(config.data_dir, environ),
-            "state": config.state.model_copy(update={"url": config.state.url or environ.get(STATE_VARIABLE) or None}),
+            "state": config.state.model_copy(update={"url": state_url}),
         }
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from metta_ray.common.errors import ConfigError
 from metta_ray.state.base import StateStore
 from metta_ray.state.redis_address import RedisAddress
@@ -9,6 +11,7 @@ from metta_ray.state.sqlite_store import SqliteStore
 
 SQLITE = "sqlite:///"
 REDIS = ("redis://", "rediss://")
+SETTING = "state.url (--state, METTA_RAY_STATE)"
 PATIENCE_S = 5.0
 """How long a person waits for an answer."""
 
@@ -30,11 +33,19 @@ def open_store(url: str, *, timeout_s: float = PATIENCE_S) -> StateStore:
 
 
 def check_store_url(url: str) -> None:
-    """ConfigError for what ``open_store`` refuses. The message never repeats the URL, which may hold a password."""
+    """ConfigError for what ``open_store`` refuses. The message never repeats a URL, which may hold a password."""
     if url.startswith(REDIS):
         RedisAddress.from_url(url)
     elif not url.startswith(SQLITE) or url == SQLITE:
-        scheme = url.partition("://")[0] if "://" in url else ""
-        raise ConfigError(
-            f"state.url: {scheme!r} names no store of run records; known is sqlite:///path, and redis:// or rediss://"
-        )
+        raise ConfigError(f"{SETTING}: {_what_is_wrong(url)}; known is sqlite:///path, and redis:// or rediss://")
+
+
+def _what_is_wrong(url: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    if separator:
+        return f"{scheme + separator!r} names no store of run records"
+    if "@" in url:
+        return "it names no store of run records"
+    path = Path(url).absolute()
+    file = path / "runs.sqlite" if path.is_dir() else path
+    return f"{url!r} is a path, and a file of run records is named by its URL, here {SQLITE}{file}"

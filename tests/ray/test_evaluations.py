@@ -142,7 +142,31 @@ def test_a_killed_evaluator_costs_nothing_but_time(shared_lab: Lab, head: Head, 
     assert journal_of(run, number).count("done") == 1
     assert done["tries"] == 2
     assert len(stored(run)) == 1
-    assert run.status()["failures"].get("crash", 0) == 0, "training has no failure of it"
+    status = run.status()
+    assert status["failures"].get("crash", 0) == 0, "training has no failure of it"
+    assert status["evaluations"]["failures"] == {"crash": 1}
+    run.finish()
+    run.check_books()
+
+
+@pytest.mark.chaos
+def test_evaluators_that_go_on_dying_are_given_up_and_training_goes_on(shared_lab: Lab, head: Head) -> None:
+    run = shared_lab.train(*CARTPOLE, *NEVER, "--failure.evaluator.per-run", 1, run="given-up", head=head)
+    run.wait_for_version(2)
+    run.let_off("evaluator.evaluate", "kill")
+    number = run.ask("evaluate")["number"]
+    wait_until(lambda: run.was_let_off("evaluator.evaluate"), PLAYED_S, "the first dies")
+    run.let_off_and_wait("evaluator.evaluate", "kill", PLAYED_S)
+
+    wait_until(lambda: run.status()["evaluations"]["given_up"], PLAYED_S, "there are to be no more")
+
+    told = run.ask("evaluation", number)
+    assert told["state"] == "failed"
+    assert "2 evaluators lost in 300 s (failure.evaluator.per_run=1), the last by crash" in told["reason"]
+    refused = run.ask("evaluate")
+    assert not refused["ok"]
+    assert "training goes on without evaluations" in refused["message"]
+    run.wait_for_version(run.version + 2)
     run.finish()
     run.check_books()
 

@@ -6,7 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from metta_ray.control.failure import Budget, Cause, Decision, GiveUp, Raise, Replace, backoff, decide
+from metta_ray.control.failure import (
+    Budget,
+    Cause,
+    Decision,
+    GiveUp,
+    GoWithout,
+    Raise,
+    Replace,
+    backoff,
+    decide,
+    decide_evaluator,
+)
 
 BUDGET = Budget(slot_limit=3, run_limit=6, window_s=100.0, backoff_s=1.0, max_backoff_s=10.0)
 UNLIMITED = Budget(backoff_s=0.0)
@@ -73,6 +84,20 @@ def test_back_off_doubles_up_to_its_maximum(failures: int, delay_s: float):
 @given(failures=st.integers(1, 10**9), base=st.floats(0, 1e6), most=st.floats(0, 1e6))
 def test_back_off_is_bounded_for_any_number_of_failures(failures: int, base: float, most: float):
     assert 0 <= backoff(failures, Budget(backoff_s=base, max_backoff_s=most)) <= most
+
+
+def evaluator_decided(*history: float, cause: Cause = Cause.CRASH) -> Replace | GoWithout:
+    """An evaluator that is lost at second 1000."""
+    return decide_evaluator(cause, history, 1000.0, BUDGET, "limit")
+
+
+def test_evaluators_are_replaced_ever_later_and_then_done_without():
+    assert evaluator_decided() == Replace(0.0, "crash: first evaluator lost, replaced at once")
+    assert evaluator_decided(980.0, 990.0) == Replace(2.0, "crash: 3 evaluators lost in 100 s, replaced after 2 s")
+
+    assert evaluator_decided(*range(990, 996)) == GoWithout("7 evaluators lost in 100 s (limit=6), the last by crash")
+    assert evaluator_decided(*range(800, 896)) == evaluator_decided(), "what lies outside the window is forgotten"
+    assert evaluator_decided(*range(990, 996), cause=Cause.PREEMPTED) == Replace(0.0, "preempted: replaced at once")
 
 
 class AnyFailures(RuleBasedStateMachine):

@@ -98,11 +98,14 @@ def test_before_anything_is_there_a_status_says_little() -> None:
 def test_the_newest_evaluation_of_each_suite_counts() -> None:
     row = {"suite": "navigation", "state": "done", "version": 3, "score": 0.25}
     rows = [row, {**row, "version": 9, "score": 0.5}, {**row, "version": 12, "state": "running", "score": None}]
-    found = values(samples.of_status(STATUS | {"evaluations": {"list": [*rows, {**row, "suite": "arena"}]}}, 0.0))
+    evaluations = {"list": [*rows, {**row, "suite": "arena"}], "failures": {"crash": 2}}
+    found = values(samples.of_status(STATUS | {"evaluations": evaluations}, 0.0))
 
     assert found["metta_evaluation_score", "navigation"] == 0.5
     assert found["metta_evaluation_score", "arena"] == 0.25
     assert found["metta_evaluation_policy_version",] == 9
+    assert found["metta_evaluator_failures", "crash"] == 2
+    assert found["metta_evaluator_failures", "hang"] == 0
 
 
 def test_a_record_of_an_update() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from metta_ray.control.evaluation_queue import TRIES, EvaluationState
+from metta_ray.control.failure import Cause, GoWithout, Replace
 from metta_ray.service.books import Books
-from metta_ray.service.evaluation_pool import EvaluationPool, Played, TryFailed
-from tests.fakes import FakeChildren, FakeEvaluator, ManualClock, raised, small_config, unavailable
+from metta_ray.service.evaluation_pool import EvaluationPool, Lost, Played, TryFailed
+from tests.fakes import FakeChildren, FakeEvaluator, ManualClock, preempted, raised, small_config, unavailable
 
 
 class Evaluating:
@@ -124,9 +125,15 @@ def test_a_killed_evaluator_costs_a_try_and_another_one_plays_it(place: Evaluati
     place.ask("a")
     place.playing().die()
 
-    [failure] = place.poll()
+    [loss, failure] = place.poll()
     place.playing().finish()
 
+    assert isinstance(loss, Lost)
+    assert (loss.name, loss.cause, loss.decision) == (
+        "evaluator-0",
+        Cause.CRASH,
+        Replace(0.0, "crash: first evaluator lost, replaced at once"),
+    )
     assert isinstance(failure, TryFailed)
     assert [type(event) for event in place.poll(2)] == [Played]
     assert place.queue[0].tries == 2
@@ -153,9 +160,10 @@ def test_an_evaluator_that_raises_is_replaced(place: Evaluating):
     first = place.playing()
     first.fail(raised(RuntimeError("the engine fell over")))
 
-    [failure] = place.poll()
+    [loss, failure] = place.poll()
 
     assert "the engine fell over" in failure.reason
+    assert loss.reason == failure.reason
     assert not first.is_alive
     assert place.state() in (EvaluationState.WAITING, EvaluationState.RUNNING)
 
@@ -180,9 +188,10 @@ def test_a_hanging_evaluator_is_ended_at_its_deadline(tmp_path: Path):
     assert place.poll() == []
 
     place.clock.advance(60.0)
-    [failure] = place.poll()
+    [loss, failure] = place.poll()
 
     assert "60 s" in failure.reason
+    assert loss.cause is Cause.HANG
     assert hanging.end == "killed"
 
 
@@ -227,6 +236,69 @@ def test_one_without_a_place_waits_and_gives_up_only_after_the_deadline(tmp_path
     [failure] = place.poll(1)
 
     assert "it waits for 1 evaluator (0 free)" in failure.reason
+    assert place.pool.failures == {}, "nobody was lost"
+
+
+def test_evaluators_that_go_on_dying_are_started_ever_more_seldom(place: Evaluating):
+    place.ask("a", "b")
+    place.playing().die()
+    place.poll()
+    place.playing().die()
+    place.poll()
+
+    place.poll(4)
+    assert place.children.evaluators == [], "the second loss costs a second"
+    place.poll(3)
+
+    assert len(place.children.evaluators) == 1
+
+
+def test_after_the_budget_nobody_starts_what_waits_fails_and_what_is_played_goes_on(tmp_path: Path):
+    place = Evaluating(tmp_path, evaluator__max_evaluators=2, failure__evaluator={"per_run": 1})
+    place.ask("a", "b", "c")
+    place.poll(5)
+    [first, second] = place.children.evaluators
+    first.die()
+    place.poll(4)
+    [third] = [one for one in place.children.evaluators if one is not second]
+    assert third.played == [0]
+    third.die()
+
+    [loss, *failures] = place.poll()
+
+    assert isinstance(loss.decision, GoWithout)
+    assert loss.decision.reason == ("2 evaluators lost in 300 s (failure.evaluator.per_run=1), the last by crash")
+    assert place.pool.given_up == loss.decision.reason
+    assert [failure.number for failure in failures] == [0, 0, 2], "the try of the first, then all that waits"
+    assert failures[-1].reason == loss.decision.reason
+    second.finish()
+    place.poll(2)
+    place.ask("d")
+    place.poll(2)
+    assert [place.state(number) for number in range(4)] == [
+        EvaluationState.FAILED,
+        EvaluationState.DONE,
+        EvaluationState.FAILED,
+        EvaluationState.FAILED,
+    ]
+    assert place.pool.failures == {Cause.CRASH: 2}
+    assert len(place.children.all) == 3
+
+
+def test_losses_that_lie_long_ago_and_preemptions_use_up_no_budget(tmp_path: Path):
+    place = Evaluating(tmp_path, failure__evaluator={"per_run": 1})
+    place.ask("a", "b")
+    place.playing().die(preempted())
+    place.poll()
+    place.playing().die()
+    place.poll()
+
+    place.clock.advance(place.config.failure.window_s)
+    place.playing().die()
+    place.poll()
+
+    assert place.pool.given_up is None
+    assert place.pool.failures == {Cause.PREEMPTED: 1, Cause.CRASH: 2}
 
 
 def test_a_coordinator_that_is_back_takes_over_what_is_being_played(tmp_path: Path):

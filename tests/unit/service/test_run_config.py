@@ -220,3 +220,8 @@ def test_what_is_left_to_variables_is_filled_in():
     assert located(load_run_config(None, {"run": "a"}), {"METTA_RUN": "nightly"}).run == "a"
     assert store_url(None, "/data") == "sqlite:////data/runs.sqlite"
     assert store_url("sqlite:///x", "/data") == "sqlite:///x"
+
+
+def test_a_store_in_the_variable_is_checked_before_anything_starts():
+    with pytest.raises(ConfigError, match=r"METTA_RAY_STATE\): '/data/runs\.db' is a path.* sqlite:////data/runs\.db"):
+        located(load_run_config(None, {}), {"METTA_RAY_STATE": "/data/runs.db"})

@@ -40,8 +40,8 @@ class FakeCheckpointer:
 
 
 class Place(Evaluating):
-    def __init__(self, run_dir: Path) -> None:
-        super().__init__(run_dir)
+    def __init__(self, run_dir: Path, **settings: Any) -> None:
+        super().__init__(run_dir, **settings)
         self.checkpointer = FakeCheckpointer(run_dir / "checkpoints")
         self.announcer = Announcer("fake")
         self.evaluations = Evaluations(
@@ -234,3 +234,26 @@ def test_an_answer_that_makes_no_sense_fails_the_evaluation_and_nothing_else(pla
 
     assert place.queue.all()[0].state == "failed"
     assert "evaluation_failed" in place.kinds()
+
+
+def test_without_evaluators_training_is_told_once_and_who_asks_is_told_the_remedy(tmp_path: Path):
+    place = Place(tmp_path, failure__evaluator={"per_run": 1})
+    place.checkpointer.write(1)
+    place.evaluations.want(Wish(1, "interval"))
+    for _ in range(2):
+        place.turn()
+        place.children.evaluators[0].die()
+        place.turn(1)
+
+    place.evaluations.want(Wish(2, "interval"))
+    reply = place.evaluations.ask_by_command(Wish(1, "user"), None, Future())
+
+    assert place.kinds().count("evaluators_given_up") == 1
+    assert [one.summary()["reason"] for one in place.queue.all()] == [place.pool.given_up]
+    assert place.evaluations.is_idle, "so the run can end"
+    assert reply is not None
+    assert not reply["ok"]
+    assert "training goes on without evaluations: 2 evaluators lost in 300 s" in reply["message"]
+    assert "metta-ray evaluate RUN --here" in reply["message"]
+    facts = place.evaluations.facts()["evaluations"]
+    assert (facts["failures"], facts["given_up"]) == ({"crash": 2}, place.pool.given_up)
