@@ -96,6 +96,7 @@ def train(options: RunOptions) -> int:
     config = config.in_run_dir(dirs.run_dir)
     timer = Stopwatch()
     timer.start()
+    progress = EpochProgress(timer, config.total_timesteps)
 
     state: dict[str, Any] = {
         "agent": agent,
@@ -105,6 +106,7 @@ def train(options: RunOptions) -> int:
         "vecenv": vecenv,
         "kickstarter": kickstarter,
         "timer": timer,
+        "progress": progress,
     }
     agent_step, epoch, resumed_from = load_checkpoint(config.checkpoint.checkpoint_dir, **state)
     if resumed_from:
@@ -122,7 +124,6 @@ def train(options: RunOptions) -> int:
     )
     schedule = HyperparameterScheduler(config, optimizer)
     losses = Losses()
-    progress = EpochProgress(timer, config.total_timesteps)
     trackers = open_trackers(
         dirs.run_dir, dirs.run_name, options.record(), tensorboard=options.tensorboard, wandb=options.wandb
     )
@@ -134,6 +135,7 @@ def train(options: RunOptions) -> int:
     curriculum_log = CurriculumLog(dirs.run_dir, config.total_timesteps)
     stop = StopRequest()
     last_epoch = epoch + options.stop_after_epochs if options.stop_after_epochs else None
+    progress.lap(0)  # the first epoch is not charged for the start
     is_last = agent_step >= config.total_timesteps  # a finished run that is started again plays its evaluation
     record = policy_store.load_from_uri(resumed_from) if is_last and resumed_from else None
     while not is_last:

@@ -122,6 +122,13 @@ class EpochProgress:
             f"{lap['agent_steps_per_second']:,.0f}/s · reward {reward} · {shares}"
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Of the running mean; times belong to the stopwatch."""
+        return {"returns": list(self._rewards)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._rewards = deque(state["returns"], maxlen=EPISODES)
+
     def _elapsed(self) -> dict[str, float]:
         phases = {name: self._timer.get_elapsed(timer) for name, timer in PHASES.items()}
         return {**phases, "wall": self._timer.get_elapsed()}

@@ -55,6 +55,7 @@ from metta_ray.rl.distributed import (
 from metta_ray.rl.experience import Experience
 from metta_ray.rl.kickstarter import Kickstarter
 from metta_ray.rl.optimizer import Optimizer
+from metta_ray.rl.progress import EpochProgress
 from metta_ray.rl.update import should_run_on_interval
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def save_checkpoint(
     vecenv: VecEnv | None = None,
     timer: Stopwatch | None = None,
     kickstarter: Kickstarter | None = None,
+    progress: EpochProgress | None = None,
     metadata: dict[str, Any] | None = None,
     keep_last_n: int = 5,
 ) -> PolicyRecord | None:
@@ -86,6 +88,7 @@ def save_checkpoint(
 
     experience, vecenv, timer, kickstarter: what an exact resume needs beside weights and optimiser; call between
     two rollouts.
+    progress: its running mean of returns.
     stats, metadata: kept with the policy (``score`` is what PolicyStore's selector ``top`` looks at).
     With a ``policy_store``, checkpoints older than the last ``keep_last_n`` (0: keep all) are deleted, unless pinned or
     the best.
@@ -112,6 +115,7 @@ def save_checkpoint(
             "world_size": world_size,
             "optimizer": to_numpy(optimizer.state_dict()),
             "stopwatch": timer.save_state() if timer else None,
+            "progress": progress.state_dict() if progress else None,
         }
         _write(directory, record, trainer, ranks)
         if policy_store is not None:
@@ -134,12 +138,14 @@ def load_checkpoint(
     vecenv: VecEnv | None = None,
     timer: Stopwatch | None = None,
     kickstarter: Kickstarter | None = None,
+    progress: EpochProgress | None = None,
 ) -> tuple[int, int, str | None]:
     """Continues from the newest sound checkpoint: ``(agent_step, epoch, policy_path)``; ``(0, 0, None)`` if the
     directory holds none.
 
     Whatever is passed is restored: weights, optimiser, recurrent state, environments with their curriculum,
-    stopwatch, random states. A damaged checkpoint is passed over with a warning that names it.
+    stopwatch, random states, the mean return that is shown. A damaged checkpoint is passed over with a warning that
+    names it.
 
     Raises CheckpointError if checkpoints exist but none is sound, or if the optimiser's state does not fit;
     PolicyMismatchError if the weights belong to another architecture.
@@ -155,6 +161,8 @@ def load_checkpoint(
         _load_optimizer(optimizer, trainer["optimizer"], checkpoint.path)
     if timer is not None and trainer["stopwatch"] is not None:
         timer.load_state(trainer["stopwatch"])
+    if progress is not None and trainer.get("progress"):  # older checkpoints and those of the service have none
+        progress.load_state_dict(trainer["progress"])
     _load_rank_state(checkpoint, experience, vecenv, kickstarter)
     return trainer["agent_step"], trainer["epoch"], checkpoint.path
 

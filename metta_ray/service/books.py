@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import logging
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -24,12 +25,16 @@ from metta_ray.state.journal import Journal
 
 logger = logging.getLogger(__name__)
 
+EPISODES = 100
+"""The reward that is shown is the mean return of so many episodes: an epoch may see very few."""
+
 
 class Books:
     """ledger, curriculum, evaluations: see there. generation: number of coordinator starts so far.
 
     next_number: of the next child (no two share one). members: number → what was recorded of a living child.
     settings: dotted name → value of settings changed while the run goes on. workers: what ``scale`` asked for last.
+    returns: of the last episodes, for the mean that is shown.
     """
 
     def __init__(self, run_dir: Path | None, curriculum: Curriculum | None) -> None:
@@ -42,6 +47,7 @@ class Books:
         self.members: dict[str, dict[int, dict[str, Any]]] = {"rollout": {}, "learner": {}, "evaluator": {}}
         self.settings: dict[str, Any] = {}
         self.workers: str | None = None
+        self.returns: deque[float] = deque(maxlen=EPISODES)
         self._by_worker = WorkerTotals()
         self._unwritten: list[dict[str, Any]] = []
         self._fresh_curriculum = self.curriculum_state()
@@ -111,6 +117,7 @@ class Books:
             },
             "settings": dict(self.settings),
             "workers": self.workers,
+            "returns": list(self.returns),
         }
 
     def restore_checkpoint(self, version: int, agent_step: int, saved: Mapping[str, Any]) -> None:
@@ -118,8 +125,12 @@ class Books:
         ahead = version > self.ledger.version or agent_step > self.ledger.trained
         kind = "adopt" if ahead else "roll_back"
         self.record({"kind": kind, "version": version, "trained": agent_step}, sync=True)
-        curriculum = saved.get("curriculum", self._fresh_curriculum)
-        self.record({"kind": "restore", "curriculum": curriculum, "settings": saved.get("settings", self.settings)})
+        restored = {
+            "curriculum": saved.get("curriculum", self._fresh_curriculum),
+            "settings": saved.get("settings", self.settings),
+            "returns": saved.get("returns", ()),  # older checkpoints have none
+        }
+        self.record({"kind": "restore", **restored})
         for role, number in saved.get("next_number", {}).items():
             if number > self.next_number[role]:
                 self.record({"kind": "numbers", "role": role, "next": number})
@@ -131,6 +142,7 @@ class Books:
             "settings": dict(self.settings),
             "next_number": dict(self.next_number),
             "ledger": self.ledger.totals(),
+            "returns": list(self.returns),
         }
 
     def curriculum_state(self) -> str | None:
@@ -144,6 +156,7 @@ class Books:
         if kind in EVENTS:
             self.ledger.apply(event)
             self._by_worker.add(event)
+            self.returns.extend(event.get("returns", ()))
             if kind == "deliver" and self.curriculum is not None:
                 for task_id, score in event.get("outcomes", ()):
                     self.curriculum.complete_task(task_id, score)
@@ -168,6 +181,7 @@ class Books:
             if self.curriculum is not None and event["curriculum"] is not None:
                 self.curriculum.load_state_dict(_from_text(event["curriculum"]))
             self.settings = dict(event["settings"])
+            self._replace_returns(event.get("returns", ()))
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.ledger.load_state_dict(state["ledger"])
@@ -184,6 +198,11 @@ class Books:
         }
         self.settings = dict(state["settings"])
         self.workers = state["workers"]
+        self._replace_returns(state.get("returns", ()))  # older journals have none
+
+    def _replace_returns(self, returns: Iterable[float]) -> None:
+        self.returns.clear()
+        self.returns.extend(returns)
 
 
 def _as_text(tree: Any) -> str:

@@ -13,8 +13,6 @@ from metta_ray.rl.stats import process_training_stats
 from metta_ray.service.layout import Speed
 from metta_ray.service.orders import Staged, UpdateResult
 
-EPISODES = 100
-"""The reward that is shown is the mean return of so many episodes: an epoch may see very few."""
 BOTTLENECK_EPOCHS = 5
 """The verdict looks at so many epochs: a single one may hold half a fragment's work."""
 
@@ -22,14 +20,14 @@ BOTTLENECK_EPOCHS = 5
 class EpochGatherer:
     """Sums between two commits. Its numbers are those of the library's loop under the same names.
 
-    speed: what the machine could do; None where that is not known.
+    returns: of the last episodes; the books add to it. speed: what the machine could do; None where that is not known.
     """
 
-    def __init__(self, now: float, speed: Speed | None = None) -> None:
+    def __init__(self, now: float, returns: Sequence[float], speed: Speed | None = None) -> None:
         self._speed = speed
         self._stats: dict[str, list[Any]] = {}
         self._worker_seconds: dict[str, float] = defaultdict(float)
-        self._returns: deque[float] = deque(maxlen=EPISODES)
+        self._returns = returns
         self._times: deque[EpochTimes] = deque(maxlen=BOTTLENECK_EPOCHS)
         self._learner_seconds: dict[str, float] = defaultdict(float)
         self._last = now
@@ -41,7 +39,6 @@ class EpochGatherer:
         worker, was beginning."""
         for path, values in header.stats.items():
             self._stats.setdefault(path, []).extend(values)
-        self._returns.extend(header.stats.get("episode/return", ()))
         for name, seconds in header.seconds.items():
             self._worker_seconds[name] += seconds
         waited = header.seconds.get("waiting", 0.0)

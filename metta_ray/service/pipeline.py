@@ -24,7 +24,7 @@ from metta_ray.control.failure import Raise
 from metta_ray.control.ledger import TicketState
 from metta_ray.control.schedule import Queued, choose_batch, tickets_to_issue
 from metta_ray.rl.fragment import FragmentHeader
-from metta_ray.service.books import Books
+from metta_ray.service.books import EPISODES, Books
 from metta_ray.service.children import Future
 from metta_ray.service.epoch import EpochGatherer
 from metta_ray.service.layout import Speed
@@ -80,7 +80,7 @@ class TrainingPipeline:
         self._clock = clock
         self._on_epoch = on_epoch
         self._on_event = on_event
-        self._gatherer = EpochGatherer(clock(), speed)
+        self._gatherer = EpochGatherer(clock(), books.returns, speed)
         self._queue: dict[int, Waiting] = {}
         self._arrived: dict[int, Delivered] = {}
         self._in_batch: dict[int, Waiting] = {}  # staged or trained on
@@ -186,7 +186,9 @@ class TrainingPipeline:
         if state is TicketState.IN_FLIGHT:
             record = {"kind": "deliver", "ticket": ticket, "version": header.policy_version}
             outcomes = [list(outcome) for outcome in header.outcomes]
-            self._books.record({**record, "counted": header.counted_steps, "outcomes": outcomes})
+            returns = [float(value) for value in header.stats.get("episode/return", ())[-EPISODES:]]
+            told = {"counted": header.counted_steps, "outcomes": outcomes} | ({"returns": returns} if returns else {})
+            self._books.record(record | told)
             self._gatherer.fragment(header, event.without_order)
         self._fragment_bytes = max(self._fragment_bytes, header.size_bytes)
         decision = self._admit(header, known=event.member.child.identity.incarnation)

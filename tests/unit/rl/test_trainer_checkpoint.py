@@ -20,6 +20,7 @@ from metta_ray.common.profiling.stopwatch import Stopwatch
 from metta_ray.common.util import fs
 from metta_ray.common.util.state_directory import verify_manifest
 from metta_ray.rl.hyperparameter_schedule import HyperparameterScheduler
+from metta_ray.rl.progress import EpochProgress
 from metta_ray.rl.trainer_checkpoint import (
     load_checkpoint,
     naming_last_checkpoint,
@@ -119,6 +120,21 @@ def test_stopwatch_and_counters_come_back(build_rig, tmp_path):
     restored = Stopwatch()
     assert load(build_rig(), tmp_path, timer=restored)[:2] == (1234, 7)
     assert restored.get_elapsed("_train") == pytest.approx(timer.get_elapsed("_train"))
+
+
+def test_the_mean_return_that_is_shown_goes_on(build_rig, tmp_path):
+    lap = {"agent_steps_per_second": 1.0, "share/environment": 0.0, "share/inference": 0.0, "share/training": 0.0}
+    rig, progress = build_rig(), EpochProgress(Stopwatch(), 1000)
+    progress.line(1, 10, [1.0, 2.0], lap)
+    rig.epoch = 1
+    save(rig, tmp_path, progress=progress)
+    resumed = EpochProgress(Stopwatch(), 1000)
+
+    load(build_rig(), tmp_path, progress=resumed)
+
+    assert "reward 3.00" in resumed.line(2, 20, [6.0], lap)
+    save(rig, tmp_path)
+    assert load(build_rig(), tmp_path, progress=resumed)[1] == 1, "a checkpoint without it is read as well"
 
 
 def test_a_schedule_continues_from_the_step_it_had_reached(build_rig, tmp_path):

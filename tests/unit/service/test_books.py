@@ -179,8 +179,10 @@ def test_going_back_to_a_checkpoint_loses_what_was_trained_since_with_a_reason(t
     books = books_in(tmp_path)
     deliver(books, 0)
     commit(books, 1, 0)
+    books.returns.append(2.5)
     saved = books.checkpoint_state()
     books.record({"kind": "setting", "name": "trainer.seed", "value": 7})
+    books.returns.append(9.0)
     deliver(books, 1)
     deliver(books, 2)
     commit(books, 2, 1)
@@ -192,6 +194,7 @@ def test_going_back_to_a_checkpoint_loses_what_was_trained_since_with_a_reason(t
     assert books.ledger.imbalance() == 0
     assert books.ledger.next_ticket == 3, "numbers are never used again"
     assert books.settings == {}
+    assert list(books.returns) == [2.5]
     assert books.curriculum.heard == {"task 0": 1}  # type: ignore[union-attr]
     assert reopened(books, tmp_path).state_dict() == books.state_dict()
 

@@ -21,7 +21,7 @@ def header(seconds: tuple[float, float, float, float] = (0.6, 0.3, 0.1, 0.0), re
 
 def at_work() -> EpochGatherer:
     """One that knows the worker: what it waited before its first fragment is not counted."""
-    gatherer = EpochGatherer(0.0)
+    gatherer = EpochGatherer(0.0, [])
     gatherer.fragment(header((0.0, 0.0, 0.0, 5.0)), without_order=5.0)
     return gatherer
 
@@ -37,8 +37,8 @@ def finish(gatherer: EpochGatherer, now: float, *results: UpdateResult, **settin
 
 
 def test_a_record_tells_speed_reward_and_losses():
-    gatherer = EpochGatherer(100.0)
-    gatherer.fragment(header(returns=(1.0, 3.0)), 0.0)
+    gatherer = EpochGatherer(100.0, [1.0, 3.0])
+    gatherer.fragment(header(returns=(3.0,)), 0.0)
 
     record = finish(gatherer, 102.0)
 
@@ -51,8 +51,8 @@ def test_a_record_tells_speed_reward_and_losses():
 
 
 def test_the_next_record_begins_anew_and_the_reward_goes_on():
-    gatherer = EpochGatherer(100.0)
-    gatherer.fragment(header(returns=(1.0, 3.0)), 0.0)
+    gatherer = EpochGatherer(100.0, [1.0, 3.0])
+    gatherer.fragment(header(returns=(3.0,)), 0.0)
     finish(gatherer, 102.0)
 
     record = finish(gatherer, 103.0)
@@ -63,18 +63,18 @@ def test_the_next_record_begins_anew_and_the_reward_goes_on():
 
 
 def test_no_episode_yet_is_no_reward():
-    assert finish(EpochGatherer(0.0), 1.0)["reward"] is None
+    assert finish(EpochGatherer(0.0, []), 1.0)["reward"] is None
 
 
 def test_an_epoch_is_not_charged_for_a_pause():
-    gatherer = EpochGatherer(100.0)
+    gatherer = EpochGatherer(100.0, [])
     gatherer.restart_clock(500.0)
 
     assert finish(gatherer, 501.0)["epoch_seconds"] == 1.0
 
 
 def test_staleness_is_told_as_mean_maximum_and_histogram():
-    record = finish(EpochGatherer(0.0), 1.0, stalenesses=(0, 1, 1, 2))
+    record = finish(EpochGatherer(0.0, []), 1.0, stalenesses=(0, 1, 1, 2))
 
     assert record["staleness"] == {"mean": 1.0, "max": 2, "histogram": {"0": 1, "1": 2, "2": 1}}
 
@@ -143,7 +143,7 @@ def test_what_a_worker_waited_for_the_run_to_begin_or_to_go_on_is_not_counted():
 
 def test_a_verdict_looks_at_several_epochs():
     """A single one may hold half a fragment's work."""
-    gatherer = EpochGatherer(0.0)
+    gatherer = EpochGatherer(0.0, [])
     for epoch in range(4):
         gatherer.fragment(header((0.9, 0.0, 0.1, 0.0)), 0.0)
         finish(gatherer, epoch + 1.0, result(0.2))
