@@ -25,6 +25,7 @@ LAYERS = (
     {"api"},
     {"service"},
     {"jobs", "bench", "report"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )
