@@ -28,6 +28,7 @@ from metta_ray.state.open_store import SQLITE, check_store_url, open_store
 from metta_ray.state.records import RunRecord
 
 REACH_TIMEOUT_S = 3.0
+TOLD_S = 3.0
 TOKEN_HINT = (
     "a missing or wrong token looks the same: RAY_AUTH_MODE and RAY_AUTH_TOKEN (or ~/.ray/auth_token) must be those "
     "of the cluster"
@@ -155,16 +156,22 @@ def kill_actors(run: str) -> list[str]:
 
     namespace = namespace_of(run)
     names = [str(actor["name"]) for actor in list_named_actors(all_namespaces=True) if actor["namespace"] == namespace]
+    told: list[Any] = []
     # The coordinator first, or it would replace what is killed.
     for name in sorted(names, key=lambda name: name != coordinator_name(run)):
         try:
-            ray.kill(ray.get_actor(name, namespace=namespace), no_restart=True)
+            actor = ray.get_actor(name, namespace=namespace)
         except ValueError:
             continue  # it ended by itself meanwhile
+        if hasattr(actor, "leave"):  # there are children that Ray cannot kill, see there
+            told.append(actor.leave.options(max_task_retries=0).remote())
+        ray.kill(actor, no_restart=True)
     prefix = coordinator_name(run).removesuffix(_COORDINATOR_SUFFIX)
     for group in placement_group_table().values():
         if group["name"].startswith(f"{prefix}/") and group["state"] != "REMOVED":
             remove_placement_group(get_placement_group(group["name"]))
+    if told:
+        ray.wait(told, num_returns=len(told), timeout=TOLD_S)  # what this connection has not sent by its end is lost
     return names
 
 

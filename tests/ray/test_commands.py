@@ -111,3 +111,24 @@ def test_control_c_saves_and_the_same_name_goes_on_from_there(run: Run, shared_l
     assert [line["epoch"] for line in again.metrics()] == list(range(1, last + 4))
     assert learning_rates(again)[-1] == pytest.approx(0.000123), "what was set is kept"
     again.check_books()
+
+
+def test_stop_by_force_leaves_nothing_and_the_same_name_goes_on_from_the_last_checkpoint(
+    run: Run, shared_lab: Lab
+) -> None:
+    forced = shared_lab.train(*CARTPOLE, *ENDLESS, "--workers", 2, run="forced", head=run.head)
+    forced.wait_for_status(lambda status: status["workers"]["ready"] == 2, "two workers")
+    saved = int(forced.ask("checkpoint")["message"].rpartition("_")[2])
+    forced.wait_for_version(saved + 2)
+
+    answer = shared_lab.command("stop", "forced", "--force", "--data-dir", forced.data_dir)
+
+    assert answer.returncode == 0, answer.stderr
+    assert "4 actors killed" in answer.stdout
+    assert forced.recorded_state() == "stopped"
+    forced.check_nothing_is_left()
+    forced.wait_for_end(None)
+    total = forced.ledger().agent_step + 3 * 512
+    again = shared_lab.train(*CARTPOLE, "--total-timesteps", total, run="forced", head=run.head)
+    assert f"continuing forced after epoch {saved}," in again.wait_for_end(0)
+    again.check_books()
