@@ -33,6 +33,7 @@ from metta_ray.api import (
     TrainingDiverged,
     accumulate_rollout_stats,
     cleanup_distributed,
+    curriculum_note,
     evaluate_run,
     gradient_stats,
     load_checkpoint,
@@ -122,6 +123,9 @@ def train(options: RunOptions) -> int:
         f"run {dirs.run_name}: {config.curriculum_or_env}, {vecenv.num_envs} environments, {vecenv.num_agents} agents, "
         f"{agent.total_params:,} parameters, {world_size} process(es), {config.total_timesteps:,} agent steps"
     )
+    agents_per_env = world_size * vecenv.num_agents // vecenv.num_envs  # every rank has a curriculum of its own
+    if note := curriculum_note(vecenv.curriculum, config.total_timesteps, agents_per_env):
+        say(f"note: {note}")
     schedule = HyperparameterScheduler(config, optimizer)
     losses = Losses()
     trackers = open_trackers(

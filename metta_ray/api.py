@@ -9,6 +9,7 @@ from metta_ray.common.util.heartbeat import record_heartbeat
 from metta_ray.common.util.system_monitor import SystemMonitor
 from metta_ray.eval.evaluation import evaluate_run
 from metta_ray.mettagrid.curriculum.core import PreBuiltConfigCurriculum
+from metta_ray.mettagrid.curriculum.forecast import curriculum_note
 from metta_ray.rl.advantage import compute_advantage
 from metta_ray.rl.curriculum_log import CurriculumLog
 from metta_ray.rl.diagnostics import gradient_stats, profiled_epoch
@@ -92,6 +93,7 @@ __all__ = [
     "compute_advantage",
     "create_evaluation_config_suite",
     "create_replay_config",
+    "curriculum_note",
     "evaluate_policy",
     "evaluate_run",
     "gradient_stats",

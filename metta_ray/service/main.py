@@ -243,7 +243,7 @@ def _start(
     config: RunConfig, name: str, data_dir: Path, session: dict[str, Any], display: Display, environment: _Environment
 ) -> RunHandle:
     sizes = resolved_sizes(config, environment.agents_per_env)
-    for sentence in advice(config, sizes):
+    for sentence in (*advice(config, sizes), *environment.notes):
         display.note(f"note: {sentence}")
     if config.new:
         aside = set_run_aside(name, data_dir)
@@ -269,19 +269,25 @@ def _claim(remote: str, config: RunConfig, data_dir: Path, display: Display) -> 
 
 @dataclass(frozen=True)
 class _Environment:
+    """notes: what is allowed and probably not meant, one sentence each."""
+
     agents_per_env: int
     spec: dict[str, Any]
+    notes: tuple[str, ...]
 
 
 def _describe_environment(config: RunConfig) -> _Environment:
     """Builds the environment once: what cannot work is refused here, before any actor."""
     from metta_ray.agent import spec_json
     from metta_ray.agent.agent_config import agent_config_from
+    from metta_ray.mettagrid.curriculum.forecast import curriculum_note
     from metta_ray.rl.vecenv import training_factory
 
-    spec = training_factory(config.trainer).spec()
+    factory = training_factory(config.trainer)
+    spec = factory.spec()
     agent_config_from(config.agent, default_architecture="mlp" if spec.vocabulary is None else "default")
-    return _Environment(spec.agents_per_env, spec_json.to_json(spec))
+    note = curriculum_note(factory.curriculum(), config.trainer.total_timesteps, spec.agents_per_env)
+    return _Environment(spec.agents_per_env, spec_json.to_json(spec), (note,) if note else ())
 
 
 def _measured(measure: Callable[[RunConfig], Measured], config: RunConfig, display: Display) -> Measured | None:

@@ -206,6 +206,12 @@ class LearningProgressCurriculum(Curriculum):
         super().__init__(templates, seed=seed)
         self.learning_progress = LearningProgress(len(self._templates), config or LearningProgressConfig(), self._rng)
 
+    @property
+    def outcomes_to_move(self) -> int | None:
+        """Of one task, before the weights change for the first time; None once they have."""
+        lp = self.learning_progress
+        return lp.config.sample_threshold if lp.recomputes == 0 else None
+
     def get_curriculum_stats(self) -> dict[str, float]:
         lp = self.learning_progress
         probabilities = self._table.probabilities
