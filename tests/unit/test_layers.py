@@ -1,11 +1,8 @@
-"""Who may import whom: read from the source (also imports inside functions), and seen in fresh processes."""
+"""Who may import whom, and what nobody may do: read from the source, inside functions too."""
 
 from __future__ import annotations
 
 import ast
-import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -54,10 +51,15 @@ def layer_of(module: str) -> str:
 
 
 @cache
+def nodes_of(tree: ast.AST) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree))
+
+
+@cache
 def imports_of(tree: ast.AST, module: str) -> set[str]:
     """Absolute dotted names of everything that is imported, at any depth of the file."""
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -72,14 +74,6 @@ def imports_of(tree: ast.AST, module: str) -> set[str]:
 def parsed() -> list[tuple[str, ast.Module]]:
     """(name, syntax tree) of every module; read once for all tests."""
     return [(dotted(path), ast.parse(path.read_text())) for path in modules()]
-
-
-def loaded_after(statement: str) -> set[str]:
-    """Top-level names in ``sys.modules`` of a new process that ran ``statement``."""
-    code = f"{statement}\nimport sys, json\nprint(json.dumps(sorted(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    return set(json.loads(run.stdout.splitlines()[-1]))
 
 
 def test_every_package_has_a_place_in_the_layers():
@@ -183,7 +177,7 @@ def test_no_call_can_unpickle():
     """torch.load, numpy's allow_pickle, and weights_only=False."""
     violations = []
     for module, tree in parsed():
-        for node in ast.walk(tree):
+        for node in nodes_of(tree):
             if not isinstance(node, ast.Call):
                 continue
             callee = ast.unparse(node.func)
@@ -202,7 +196,7 @@ def test_no_object_collectives():
     violations = [
         f"{module}:{node.lineno} {node.attr}"
         for module, tree in parsed()
-        for node in ast.walk(tree)
+        for node in nodes_of(tree)
         if isinstance(node, ast.Attribute)
         and node.attr in {"all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list"}
     ]
@@ -215,55 +209,10 @@ def test_every_wait_for_ray_has_a_deadline():
     violations = [
         f"{module}:{node.lineno}"
         for module, tree in parsed()
-        for node in ast.walk(tree)
+        for node in nodes_of(tree)
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in {"ray.get", "ray.wait"}
         and "timeout" not in {keyword.arg for keyword in node.keywords}
     ]
 
     assert violations == []
-
-
-def test_the_coordinator_is_back_in_a_moment():
-    """It loads neither torch nor an engine, and Ray restarts it by importing it."""
-    loaded = loaded_after("import metta_ray.service.coordinator, metta_ray.service.ray_children")
-
-    assert loaded & {"torch", "mettagrid"} == set()
-
-
-def test_importing_the_library_loads_no_service_and_no_engine():
-    loaded = loaded_after("import metta_ray.api")
-
-    assert loaded & SERVICE_ONLY == set()
-    assert "mettagrid" not in loaded, "the engine takes seconds to load; it is loaded when an environment is made"
-    assert {name for name in loaded if layer_of(name) in DECISIONS and name.startswith("metta_ray.")} == set()
-
-
-LIGHT = (
-    "metta_ray.rl.trainer_config",
-    "metta_ray.rl.presets",
-    "metta_ray.rl.run_options",
-    "metta_ray.rl.hyperparameter_schedule",
-    "metta_ray.rl.run_directories",
-    "metta_ray.mettagrid.task_spec",
-    "metta_ray.mettagrid.curriculum.resolve",
-    "metta_ray.mettagrid.curriculum.learning_progress",
-    "metta_ray.envs.registry",
-    "metta_ray.sim.simulation_config",
-    "metta_ray.cli",
-    "metta_ray.service.run_config",
-    "metta_ray.service.connection",
-    "metta_ray.jobs.client",
-    "metta_ray.metrics.console",
-    "metta_ray.service.sizes",
-)
-
-
-def test_common_configuration_and_curricula_load_neither_torch_nor_an_engine_nor_ray():
-    common = [dotted(path) for path in modules() if layer_of(dotted(path)) == "common"]
-
-    loaded = loaded_after("\n".join(f"import {name}" for name in (*common, *LIGHT)))
-
-    assert loaded & {"torch", "mettagrid", "scipy", *SERVICE_ONLY} == set(), (
-        "python -X importtime -c 'import …' tells by whom"
-    )
