@@ -208,9 +208,10 @@ class LearningProgressCurriculum(Curriculum):
 
     @property
     def outcomes_to_move(self) -> int | None:
-        """Of one task, before the weights change for the first time; None once they have."""
+        """Of each task, on average, before the weights move; None once they may have. The first recompute, when the
+        luckiest task has its ``sample_threshold``, only sets the averages; the second comes about as late again."""
         lp = self.learning_progress
-        return lp.config.sample_threshold if lp.recomputes == 0 else None
+        return lp.config.sample_threshold if lp.recomputes < 2 else None
 
     def get_curriculum_stats(self) -> dict[str, float]:
         lp = self.learning_progress
