@@ -92,6 +92,17 @@ def test_a_status_without_sections_is_only_facts():
     assert printed(print_status, {"run": "a", "state": "starting"}).splitlines() == ["run    a", "state  starting"]
 
 
+def test_lost_evaluators_are_told_by_cause_and_why_there_are_no_more():
+    evaluations = {"done": 3, "failures": {"crash": 2, "hang": 1}, "given_up": None}
+    lines = printed(print_status, STATUS | {"evaluations": evaluations}).splitlines()
+    assert [line.split() for line in lines if line.startswith("lost evaluators")] == [
+        ["lost", "evaluators", "crash", "2,", "hang", "1"]
+    ]
+
+    text = printed(print_status, STATUS | {"evaluations": evaluations | {"given_up": "9 evaluators lost in 300 s"}})
+    assert "crash 2, hang 1; given up: 9 evaluators lost in 300 s" in text
+
+
 def test_every_agent_step_has_its_row_and_share():
     lines = printed(print_ledger, STATUS["ledger"]).splitlines()
 
