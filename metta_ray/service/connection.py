@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +28,8 @@ from metta_ray.state.open_store import SQLITE, check_store_url, open_store
 from metta_ray.state.records import RunRecord
 
 REACH_TIMEOUT_S = 3.0
-TOLD_S = 3.0
+TOLD_S = 1.0
+"""Well below the time after which those that were told end by themselves."""
 TOKEN_HINT = (
     "a missing or wrong token looks the same: RAY_AUTH_MODE and RAY_AUTH_TOKEN (or ~/.ray/auth_token) must be those "
     "of the cluster"
@@ -154,24 +155,30 @@ def kill_actors(run: str) -> list[str]:
     from ray.util import list_named_actors, placement_group_table, remove_placement_group
     from ray.util.placement_group import get_placement_group
 
-    namespace = namespace_of(run)
+    namespace, coordinator = namespace_of(run), coordinator_name(run)
     names = [str(actor["name"]) for actor in list_named_actors(all_namespaces=True) if actor["namespace"] == namespace]
-    told: list[Any] = []
-    # The coordinator first, or it would replace what is killed.
-    for name in sorted(names, key=lambda name: name != coordinator_name(run)):
-        try:
-            actor = ray.get_actor(name, namespace=namespace)
-        except ValueError:
-            continue  # it ended by itself meanwhile
-        if hasattr(actor, "leave"):  # there are children that Ray cannot kill, see there
-            told.append(actor.leave.options(max_task_retries=0).remote())
-        ray.kill(actor, no_restart=True)
-    prefix = coordinator_name(run).removesuffix(_COORDINATOR_SUFFIX)
-    for group in placement_group_table().values():
-        if group["name"].startswith(f"{prefix}/") and group["state"] != "REMOVED":
-            remove_placement_group(get_placement_group(group["name"]))
+    actors = {}
+    for name in names:
+        with suppress(ValueError):  # it ended by itself meanwhile
+            actors[name] = ray.get_actor(name, namespace=namespace)
+    prefix = coordinator.removesuffix(_COORDINATOR_SUFFIX)
+    groups = [
+        get_placement_group(group["name"])
+        for group in placement_group_table().values()
+        if group["name"].startswith(f"{prefix}/") and group["state"] != "REMOVED"
+    ]
+    # There are children that Ray cannot kill, see ``leave``. All questions come before the first kill: a run's driver
+    # ends with its coordinator, and where the cluster is the driver's own, there is nobody to ask any more.
+    told: list[Any] = [
+        actor.leave.options(max_task_retries=0).remote() for actor in actors.values() if hasattr(actor, "leave")
+    ]
     if told:
-        ray.wait(told, num_returns=len(told), timeout=TOLD_S)  # what this connection has not sent by its end is lost
+        ray.wait(told, num_returns=len(told), timeout=TOLD_S)
+    # The coordinator first, or it would replace what is killed.
+    for name in sorted(actors, key=lambda name: name != coordinator):
+        ray.kill(actors[name], no_restart=True)
+    for group in groups:
+        remove_placement_group(group)
     return names
 
 

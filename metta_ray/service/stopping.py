@@ -60,7 +60,10 @@ def wait_until_ended(
 
 
 def force_stop(where: Where, run: str) -> dict[str, Any]:
-    """Kills all actors of a run and marks its record stopped. Nothing is saved; the last checkpoint stays."""
+    """Kills all actors of a run and marks its record stopped. Nothing is saved; the last checkpoint stays.
+
+    A run with a Ray of its own takes that along: its driver ends with the coordinator.
+    """
     record = recorded(where, run)
     address = where.address if where.is_explicit or record is None else record.ray_address or where.address
     if record is None and address is None:
@@ -78,7 +81,14 @@ def force_stop(where: Where, run: str) -> dict[str, Any]:
                 raise
             said = f"; its cluster {address} is gone, and with it all its processes"
     if record is not None and not RunState(record.state).is_final:
-        stopped = replace(record, state=RunState.STOPPED.value, updated=time.time(), message="stopped by force")
+        evaluations = record.evaluations | {"evaluators": []} if record.evaluations else record.evaluations
+        stopped = replace(
+            record,
+            state=RunState.STOPPED.value,
+            updated=time.time(),
+            message="stopped by force",
+            evaluations=evaluations,
+        )
         put_record(where, stopped)
     return {"ok": True, "message": f"run {run} stopped by force: {len(killed)} actors killed{said}"}
 

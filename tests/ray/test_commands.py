@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
@@ -118,8 +119,8 @@ def test_stop_by_force_leaves_nothing_and_the_same_name_goes_on_from_the_last_ch
 ) -> None:
     forced = shared_lab.train(*CARTPOLE, *ENDLESS, "--workers", 2, run="forced", head=run.head)
     forced.wait_for_status(lambda status: status["workers"]["ready"] == 2, "two workers")
-    saved = int(forced.ask("checkpoint")["message"].rpartition("_")[2])
-    forced.wait_for_version(saved + 2)
+    assert forced.ask("checkpoint")["ok"]
+    forced.wait_for_version(forced.version + 2)
 
     answer = shared_lab.command("stop", "forced", "--force", "--data-dir", forced.data_dir)
 
@@ -128,7 +129,24 @@ def test_stop_by_force_leaves_nothing_and_the_same_name_goes_on_from_the_last_ch
     assert forced.recorded_state() == "stopped"
     forced.check_nothing_is_left()
     forced.wait_for_end(None)
-    total = forced.ledger().agent_step + 3 * 512
+    saved, total = int(forced.checkpoints()[-1].removeprefix("model_")), forced.ledger().agent_step + 3 * 512
     again = shared_lab.train(*CARTPOLE, "--total-timesteps", total, run="forced", head=run.head)
     assert f"continuing forced after epoch {saved}," in again.wait_for_end(0)
     again.check_books()
+
+
+def test_stop_by_force_of_a_run_with_a_ray_of_its_own_ends_in_time_although_that_ray_ends_meanwhile(
+    shared_lab: Lab,
+) -> None:
+    alone = shared_lab.train(*CARTPOLE, *ENDLESS, run="alone")
+    alone.wait_for_version(2)
+
+    began = time.monotonic()
+    answer = shared_lab.command("stop", "alone", "--force", "--data-dir", alone.data_dir)
+
+    assert answer.returncode == 0, answer.stderr
+    assert "stopped by force" in answer.stdout
+    assert time.monotonic() - began < 6 * 5.0
+    assert alone.recorded_state() == "stopped"
+    assert "the coordinator of run alone is gone" in alone.wait_for_end(3)
+    wait_until(lambda: not alone.session.members(), 30.0, "its Ray has ended")
