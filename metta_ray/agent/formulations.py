@@ -39,6 +39,8 @@ MAX_GATHER_POSITIONS = 36
 # Other machines may be slow in bfloat16 (those that emulate it two hundred times), so it must be worth it.
 BF16_GAIN = 1.1
 GIVE_UP_FACTOR = 3.0
+FORMAT = 2
+"""Of the question: to be raised whenever one of the ways has become faster."""
 _PRECISIONS = (torch.float32, torch.bfloat16)
 
 
@@ -75,6 +77,7 @@ def choose_formulation(
     if len(precisions) == len(gathers) == 1:
         return Formulation(precisions[0], gathers[0])
     key = {
+        "format": FORMAT,
         "spec": spec_json.to_json(spec),
         "config": config.model_dump(mode="json"),
         "precisions": precisions,

@@ -1,14 +1,14 @@
 """An LSTM over whole segments whose state is zeroed inside the segment where a new episode starts.
 
-Letters: L layers, B rows, T steps, F inputs, H hidden size, n pieces.
+Letters: L layers, B rows, T steps, P steps with pauses, F inputs, S signals, H hidden size, n pieces.
 
-A fused LSTM knows no resets. So one of four ways is taken, all to the same end; which, is a matter of speed alone:
+A fused LSTM knows no resets. So one of these ways is taken, all to the same end; which, is a matter of speed alone:
 
-* Slices: all rows run from one step at which anything is reset to the next. For few such steps.
-* Pieces, for a processor to which more rows cost next to nothing: a row is run from its state, and once more from zero
-  for each reset, with one more input that says where a piece has not begun: that shuts the input gate, so that the
-  state stays zero, exactly, and so do the gradients. One fused call, over some more rows.
-* Steps, on the CPU: ``unrolled_lstm``. For many resets.
+* Pauses, on the CPU: a row gets one more step before each of its resets, in which two more inputs shut the input,
+  forget and output gates: that leaves a state of zero, exactly, and lets no gradient through. Rows with fewer resets
+  wait at the end, where the same inputs hold the cell as it is. One fused call, over a few more steps.
+* Steps, on the CPU: ``unrolled_lstm``. For sizes at which the fused LSTM is slow.
+* Slices, on a card: all rows run from one step at which anything is reset to the next. For few such steps.
 * Bites, on a card, to which one step is too little work: pieces are cut out, each is eaten in bites whose sizes are
   powers of two (its length in binary), and all bites of one size run as one batch: at most log2(T) + 1 fused calls.
 
@@ -28,19 +28,19 @@ from metta_ray.agent.derived import Derived
 from metta_ray.agent.precision import compute_dtype, in_float32
 from metta_ray.agent.unrolled_lstm import unrolled_lstm
 
-# Every slice prepares the weights and sums up their gradients, H² numbers, for its B · H numbers per step. On a CPU
-# slices and steps meet where resets happen at 4 steps (16 rows, H = 128), more than 8 (64, 128), 1 (16, 512), 4 to 8
-# (64, 512); beyond, 16 rows of 64 steps take half again to twice as long in slices.
-MAX_SLICES_PER_ROW_AND_UNIT = 32
 # On a card: slices and bites take as long where resets happen at 8 to 16 steps.
 MAX_SLICES_ON_A_CARD = 8
-# In bfloat16 with AMX pieces take 4.5 µs per agent step where slices take 6.9 (16 rows, H = 128, 6 resets) and 3.6
-# where they take 6.5 (64 rows, 16 resets), and steps as long as twice the rows. In float32 they lose to slices.
-MAX_ROWS_FACTOR = 2
-# What the input that says "not begun" adds to the input gate: σ of it is 0 in every precision.
+# In bfloat16, in which the fused LSTM prepares the weights for long: steps where there are so few rows per unit. With
+# AMX, 64 steps, µs per agent step: 4 rows of H = 256 30 against 43, 16 of 512 65 against 68, 4 of 128 15 against 11.
+MAX_ROWS_PER_UNIT_IN_STEPS = 1 / 64
+# In float32: steps, which go on where the cache is, from so many numbers in a state on. 64 rows of H = 128 7.6 against
+# 8.5, 64 of 512 90 against 98, 32 of 128 7.7 against 6.5.
+MIN_STATE_IN_STEPS = 8192
+# Added to a gate it shuts it, or taken away opens it: σ of it is 0 or 1 in every precision.
 SHUT = -1000.0
-# One, and nothing: with an odd number of inputs oneDNN takes three times as long in bfloat16.
-EXTRA_INPUTS = 32
+# oneDNN in bfloat16: with a number of inputs that is odd a whole pass takes two to three times as long, with one that
+# is no multiple of 32 the backward pass a sixth longer.
+LOW_PRECISION_INPUTS = 32
 
 
 class _Gates(NamedTuple):
@@ -93,18 +93,16 @@ class SequenceLSTM(nn.Module):
         The caller sees to it that ``resets_BT`` is None where nothing is reset, which is cheaper.
         """
         is_one_step = x_BTF.shape[1] == 1
+        starts: list[int] = []
         if resets_BT is not None:
             keep_B1 = (~resets_BT[:, 0]).to(h_LBH.dtype).unsqueeze(-1)
             h_LBH, c_LBH = h_LBH * keep_B1, c_LBH * keep_B1
             if not is_one_step:
-                later_resets = resets_BT[:, 1:].any(dim=0).nonzero().squeeze(1).tolist()
-                if later_resets:
-                    return self._run_with_resets(x_BTF, h_LBH, c_LBH, resets_BT, [step + 1 for step in later_resets])
+                starts = [step + 1 for step in resets_BT[:, 1:].any(dim=0).nonzero().squeeze(1).tolist()]
         if is_one_step and not torch.is_grad_enabled():
             y_BH, h, c = self._step(x_BTF[:, 0], h_LBH, c_LBH)
             return y_BH.unsqueeze(1), h, c
-        y_TBH, h, c = self._run(x_BTF.transpose(0, 1), h_LBH, c_LBH)
-        return y_TBH.transpose(0, 1), h, c
+        return self._run_segments(x_BTF, h_LBH, c_LBH, resets_BT, starts)
 
     def _step(self, x_BF: Tensor, h_LBH: Tensor, c_LBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of all layers: outputs ``(B, H)`` and the next state."""
@@ -124,21 +122,21 @@ class SequenceLSTM(nn.Module):
                 layer_input = torch.mul(output.sigmoid_(), cell.tanh(), out=next_h[layer])
         return next_h[-1], next_h, next_c
 
-    def _run_with_resets(
-        self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor, starts: list[int]
+    def _run_segments(
+        self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor | None, starts: list[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """starts: the steps but the first at which any row is reset. See the module's text."""
+        (rows, H), is_low = (len(x_BTF), self.hidden_size), compute_dtype(x_BTF) != torch.float32
+        on_cpu = x_BTF.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_cpu and is_low and rows <= MAX_ROWS_PER_UNIT_IN_STEPS * H:
+            return self._run_steps(x_BTF, h_LBH, c_LBH, resets_BT)
+        if resets_BT is None or not starts:
+            y_TBH, h_LBH, c_LBH = self._run(x_BTF.transpose(0, 1), h_LBH, c_LBH)
+            return y_TBH.transpose(0, 1), h_LBH, c_LBH
         given = x_BTF, h_LBH, c_LBH, resets_BT
-        rows = len(x_BTF)
-        if x_BTF.device.type != "cpu" or torch.compiler.is_compiling():
+        if not on_cpu:
             return self._run_bites(*given) if len(starts) > MAX_SLICES_ON_A_CARD else self._run_slices(*given, starts)
-        most_slices = MAX_SLICES_PER_ROW_AND_UNIT * rows // self.hidden_size
-        is_low = compute_dtype(x_BTF) != torch.float32
-        if len(starts) <= (most_slices // 4 if is_low else most_slices):
-            return self._run_slices(*given, starts)
-        if is_low and rows + int(resets_BT[:, 1:].count_nonzero()) <= MAX_ROWS_FACTOR * rows:
-            return self._run_pieces(*given)
-        return self._run_steps(*given)
+        return self._run_pauses(*given) if is_low or rows * H < MIN_STATE_IN_STEPS else self._run_steps(*given)
 
     def _run_slices(
         self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor, starts: list[int]
@@ -155,7 +153,7 @@ class SequenceLSTM(nn.Module):
         return torch.cat(outputs).transpose(0, 1), h_LBH, c_LBH
 
     def _run_steps(
-        self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor
+        self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         y_BTH, last_h, last_c = x_BTF, [], []
         for weights, h, c in zip(self.rnn.all_weights, h_LBH, c_LBH, strict=True):
@@ -164,33 +162,46 @@ class SequenceLSTM(nn.Module):
             last_c.append(c)
         return y_BTH, torch.stack(last_h), torch.stack(last_c)
 
-    def _run_pieces(
+    def _run_pauses(
         self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        (rows, steps), (row_n, waits_Tn, piece_BT) = resets_BT.shape, _pieces(resets_BT)
-        count = len(row_n)
-        state = h_LBH.new_zeros(2, self.num_layers, count, self.hidden_size)
-        state[0, :, :rows], state[1, :, :rows] = h_LBH, c_LBH
-        y_Tn = x_BTF.transpose(0, 1).index_select(1, row_n)
-        waits = F.pad(waits_Tn.unsqueeze(2).to(y_Tn.dtype), (0, EXTRA_INPUTS - 1))
-        last_h, last_c = [], []
-        for (w_ih, w_hh, b_ih, b_hh), h, c in zip(self.rnn.all_weights, *state.to(y_Tn.dtype), strict=True):
-            shut = w_ih.new_zeros(len(w_ih), EXTRA_INPUTS)
-            shut[: self.hidden_size, 0] = SHUT
-            weights = [torch.cat([w_ih, shut], dim=1), w_hh, b_ih, b_hh]
-            inputs = torch.cat([y_Tn, waits], dim=2)
-            y_Tn, h, c = torch.lstm(inputs, (h[None], c[None]), weights, True, 1, 0.0, True, False, False)
-            last_h.append(h[0])
-            last_c.append(c[0])
-        chosen = torch.arange(steps, device=x_BTF.device) * count + piece_BT
-        y_BTH = y_Tn.flatten(0, 1).index_select(0, chosen.flatten()).view(rows, steps, -1)
-        last_piece = piece_BT[:, -1]
-        h_LBH, c_LBH = (torch.stack(states)[:, last_piece].float() for states in (last_h, last_c))
-        return y_BTH.float(), h_LBH, c_LBH
+        (rows, steps), dtype = resets_BT.shape, compute_dtype(x_BTF)
+        place_N, signals_PBS = _with_pauses(resets_BT, dtype)
+        x_PBF = x_BTF.new_zeros(signals_PBS.shape[0] * rows, x_BTF.shape[2], dtype=dtype)
+        x_PBF = x_PBF.index_copy(0, place_N, x_BTF.flatten(0, 1).to(dtype)).view(-1, rows, x_BTF.shape[2])
+        outputs, c_LBH = self._run_layers(x_PBF, h_LBH, c_LBH, signals_PBS)
+        y_BTH = [y_PBH.flatten(0, 1).index_select(0, place_N).view(rows, steps, -1).float() for y_PBH in outputs]
+        return y_BTH[-1], torch.stack([y[:, -1] for y in y_BTH]), c_LBH
 
     def _run(self, x_TBF: Tensor, h_LBH: Tensor, c_LBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if x_TBF.device.type == "cpu" and compute_dtype(x_TBF) != torch.float32:
+            outputs, c = self._run_layers(x_TBF, h_LBH, c_LBH, x_TBF.new_empty(*x_TBF.shape[:2], 0))
+            y = outputs[-1].float()
+            return y, torch.stack([y_TBH[-1].float() for y_TBH in outputs]), c
         y_TBH, (h, c) = self.rnn(x_TBF, (h_LBH.to(x_TBF.dtype), c_LBH.to(x_TBF.dtype)))
         return y_TBH.float(), h.float(), c.float()
+
+    def _run_layers(
+        self, x_TBF: Tensor, h_LBH: Tensor, c_LBH: Tensor, signals_TBS: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """What each layer puts out ``(T, B, H)``, and the cells after the last step, float32.
+
+        signals: of ``_with_pauses``, or none (S = 0).
+        """
+        dtype, H, S = compute_dtype(x_TBF), self.hidden_size, signals_TBS.shape[2]
+        outputs, cells = [x_TBF.to(dtype)], []
+        for (w_ih, w_hh, b_ih, b_hh), h, c in zip(self.rnn.all_weights, h_LBH.to(dtype), c_LBH.to(dtype), strict=True):
+            more = S if dtype == torch.float32 else S + -(w_ih.shape[1] + S) % LOW_PRECISION_INPUTS
+            gates = w_ih.new_zeros(4, H, more)  # input, forget, candidate, output
+            if S:
+                gates[[0, 1, 3], :, 0] = SHUT
+                gates[0, :, 1], gates[1, :, 1] = SHUT, -SHUT
+            weights = [torch.cat([w_ih, gates.flatten(0, 1)], dim=1).to(dtype), w_hh, b_ih, b_hh]
+            inputs = torch.cat([outputs[-1], F.pad(signals_TBS.to(dtype), (0, more - S))], dim=2)
+            y_TBH, _, c = torch.lstm(inputs, (h[None], c[None]), weights, True, 1, 0.0, True, False, False)
+            outputs.append(y_TBH)
+            cells.append(c[0])
+        return outputs[1:], torch.stack(cells).float()
 
     def _run_bites(
         self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor
@@ -232,22 +243,23 @@ class SequenceLSTM(nn.Module):
         return y_BTH, h[:, is_last_n], c[:, is_last_n]
 
 
-def _pieces(resets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Whose inputs each piece has ``(n,)``, the first B are the rows from their beginnings; where it has not begun
-    ``(T, n)``; and the piece that each step of each row is taken from ``(B, T)``.
+def _with_pauses(resets_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Where each step of each row comes to lie among P steps of B rows ``(B · T,)``, flat; and two signals
+    ``(P, B, 2)``: 1 in the step before a reset, and 1 after a row's last step.
 
     Resets at the first step are not looked at: the state that is given has them.
     """
     rows, steps = resets_BT.shape
     begins_BT = resets_BT.clone()
     begins_BT[:, 0] = False
-    row_k, step_k = begins_BT.nonzero(as_tuple=True)
-    every_row = torch.arange(rows, device=resets_BT.device)
-    first_n = torch.cat([torch.zeros_like(every_row), step_k])
-    latest_BT = rows - 1 + begins_BT.flatten().cumsum(0).view(rows, steps)
-    piece_BT = torch.where(begins_BT.cumsum(1) > 0, latest_BT, every_row.unsqueeze(1))
-    waits_Tn = torch.arange(steps, device=resets_BT.device).unsqueeze(1) < first_n
-    return torch.cat([every_row, row_k]), waits_Tn, piece_BT
+    pauses_BT = begins_BT.cumsum(1)
+    longest = steps + int(pauses_BT[:, -1].max())
+    every_row, every_step = (torch.arange(size, device=resets_BT.device) for size in (rows, steps))
+    place_BT = (every_step + pauses_BT) * rows + every_row.unsqueeze(1)
+    signals_NS = torch.tensor([0.0, 1.0], dtype=dtype, device=resets_BT.device).repeat(longest * rows, 1)
+    signals_NS[place_BT.flatten()] = 0.0
+    signals_NS[place_BT[begins_BT] - rows] = signals_NS.new_tensor([1.0, 0.0])
+    return place_BT.flatten(), signals_NS.view(longest, rows, 2)
 
 
 def _bite_sizes(steps: int) -> list[int]:
