@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from metta_ray.common.errors import PolicyMismatchError
-from metta_ray.envs.env_spec import EnvSpec, Feature, TokenVocabulary
+from metta_ray.envs.env_spec import EnvSpec, Feature, TokenSpace, TokenVocabulary
 
 
 def to_json(spec: EnvSpec) -> dict[str, Any]:
@@ -34,11 +34,9 @@ def to_json(spec: EnvSpec) -> dict[str, Any]:
 def from_json(data: Mapping[str, Any]) -> EnvSpec:
     """Bounds of the observations are not kept: bytes come back as 0…255, floats unbounded."""
     vocabulary = data["vocabulary"]
-    dtype = np.dtype(data["observation"]["dtype"])
-    low, high = (0, 255) if dtype == np.uint8 else (-np.inf, np.inf)
     return EnvSpec(
         name=data["name"],
-        observation_space=spaces.Box(low, high, tuple(data["observation"]["shape"]), dtype.type),
+        observation_space=_observation_from_json(data["observation"], is_tokens=vocabulary is not None),
         action_space=_action_from_json(data["action"]),
         agents_per_env=data["agents_per_env"],
         action_names=tuple(data["action_names"]),
@@ -51,6 +49,14 @@ def from_json(data: Mapping[str, Any]) -> EnvSpec:
             width=vocabulary["width"],
         ),
     )
+
+
+def _observation_from_json(data: Mapping[str, Any], *, is_tokens: bool) -> spaces.Box:
+    if is_tokens:
+        return TokenSpace(data["shape"][0])
+    dtype = np.dtype(data["dtype"])
+    low, high = (0, 255) if dtype == np.uint8 else (-np.inf, np.inf)
+    return spaces.Box(low, high, tuple(data["shape"]), dtype.type)
 
 
 def _action_to_json(space: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from metta_ray.common.errors import CheckpointError, ConfigError, EngineFault, EnvironmentFault, UsageError
 from metta_ray.envs.env_batch import BatchArrays, EnvBatch, SeedRoot
-from metta_ray.envs.env_spec import EnvSpec
+from metta_ray.envs.env_spec import EnvSpec, TokenSpace
 from metta_ray.envs.tasks import EpisodeResult, TaskTable
 from metta_ray.mettagrid import tasks
 from metta_ray.mettagrid.task_spec import TaskSpec
@@ -39,7 +39,7 @@ def mettagrid_spec(table: TaskTable | TaskSpec) -> EnvSpec:
     blueprint = tasks.blueprint(task)
     return EnvSpec(
         name=f"mettagrid:{task.kind}",
-        observation_space=gymnasium.spaces.Box(0, 255, (blueprint.num_tokens, 3), np.uint8),
+        observation_space=TokenSpace(blueprint.num_tokens),
         action_space=gymnasium.spaces.Discrete(len(blueprint.action_names)),
         agents_per_env=task.num_agents,
         vocabulary=blueprint.vocabulary,

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metta_ray.agent import spec_json
 from metta_ray.common.errors import CheckpointError, ConfigError, EnvironmentFault, UsageError
 from metta_ray.envs.env_batch import BatchArrays, SeedRoot
+from metta_ray.envs.env_spec import TokenSpace
 from metta_ray.envs.tasks import TaskList, TaskTable
 from metta_ray.mettagrid import tasks
 from metta_ray.mettagrid.curriculum.resolve import resolve_curriculum
@@ -62,6 +64,14 @@ def test_the_spec_names_task_spaces_and_actions():
     assert spec.action_names[1] == "move_north"
     assert spec.action_space.n == 5
     assert (spec.vocabulary.height, spec.vocabulary.width) == (11, 11)
+
+
+def test_observations_may_be_stored_without_padding_here_and_where_the_spec_arrives_as_json():
+    """A learner knows the environment from JSON alone; were one of them wrong, their buffers would not fit together."""
+    spec = mettagrid_spec(TaskSpec())
+    for one in (spec, spec_json.from_json(json.loads(json.dumps(spec_json.to_json(spec))))):
+        assert isinstance(one.observation_space, TokenSpace)
+        assert one.observation_space == spec.observation_space
 
 
 @pytest.mark.parametrize(
