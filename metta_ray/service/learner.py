@@ -55,6 +55,9 @@ from metta_ray.service.weights import load_weights, weights_of
 logger = logging.getLogger(__name__)
 
 FETCH_TIMEOUT_S = 60.0
+COPYING_THREADS = 1
+"""torch threads for what goes on beside training. With more, OpenMP has two teams and more threads than cores, and puts
+those to sleep that wait for each other: training took half again as long (default network, two threads)."""
 
 
 Trained = tuple[UpdateResult, PackedArrays | None, NDArray[np.uint8] | None]
@@ -83,7 +86,7 @@ class Learner:
         self._spec: EnvSpec = spec_json.from_json(spec)
         self._device = torch.device(self._config.learner.device)
         # All replicas begin with the weights that rank 0 of the library would draw.
-        prepare_process(self._config.trainer.seed, threads=self._config.learner.threads, rank=0)
+        prepare_process(self._config.trainer.seed, threads=COPYING_THREADS, rank=0)
         self._agent = self._new_agent()
         self._optimizer = self._new_optimizer()
         self._group = ProcessGroup(node_ip)
@@ -180,6 +183,7 @@ class Learner:
         """
         self._obey(generation)
         self._require_group(group)
+        prepare_thread(COPYING_THREADS)
         if batch <= self._newest_staged:
             return Staged(batch, 0, {"fetching": 0.0, "copying": 0.0})
         self._newest_staged = batch
@@ -278,6 +282,7 @@ class Learner:
         weights, state, snapshots (by worker): one reference each, in a list. A snapshot that does not come, since
         its worker is gone, is left out. OSError or CheckpointError where the disk refuses.
         """
+        prepare_thread(COPYING_THREADS)
         if self._saved_agent is None:
             self._saved_agent = self._new_agent().to("cpu")
         load_weights(self._saved_agent, fetch(weights[0], FETCH_TIMEOUT_S), f"policy version {contents.version}")
