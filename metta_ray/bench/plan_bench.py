@@ -132,7 +132,13 @@ def _predicted(config: RunConfig, row: dict[str, Any], cores: int) -> Prediction
         update_epochs=config.trainer.update_epochs,
         target_staleness=config.pacing.target_staleness,
     )
-    layout = Layout(row["workers"], config.learner.replicas, sizes.agents_per_worker, sizes.fragment_steps)
+    layout = Layout(
+        row["workers"],
+        config.learner.replicas,
+        sizes.agents_per_worker,
+        sizes.fragment_steps,
+        config.learner.threads,
+    )
     return predict(
         ServiceTimes.from_json(row["times"]),
         job,

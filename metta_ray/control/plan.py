@@ -48,16 +48,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Layout:
-    """How it is spread over processes. rows: agents that a worker steps together."""
+    """How it is spread over processes. rows: agents that a worker steps together. threads: of a learner replica."""
 
     workers: int
     replicas: int
     rows: int
     fragment_steps: int
+    threads: int = 1
 
     @property
     def processes(self) -> int:
         return self.workers + self.replicas
+
+    @property
+    def computing_threads(self) -> int:
+        return self.workers + self.replicas * self.threads
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Resources:
 
     def cores_of(self, layout: Layout) -> float:
         """Those that the layout uses."""
-        return layout.processes if self.cores is None else min(self.cores, layout.processes)
+        return layout.computing_threads if self.cores is None else min(self.cores, layout.computing_threads)
 
 
 @dataclass(frozen=True)
@@ -154,13 +159,20 @@ def best_layout(
     workers: int | None = None,
     replicas: int | None = None,
     rows: int | None = None,
+    threads: int | None = None,
     max_processes: int | None = None,
 ) -> Layout:
     """The layout with the fewest processes among those that are about as fast as the fastest. What is given stays.
 
     max_processes: with ``cores`` None it bounds the search. ConfigError if nothing fits the batch.
     """
-    candidates = list(_layouts(job, resources, workers, replicas, rows, max_processes))
+    thread_counts = [threads] if threads else _thread_counts(times, resources)
+    candidates = [
+        replace(layout, threads=count)
+        for layout in _layouts(job, resources, workers, replicas, rows, max_processes)
+        for count in thread_counts
+        if count == 1 or threads or layout.replicas * count <= (resources.cores or 1)
+    ]
     if not candidates:
         raise ConfigError(
             f"batch_size={job.batch_steps} with bptt_horizon={job.horizon} and {job.agents_per_env} agents per "
@@ -219,6 +231,12 @@ def _layouts(
                 yield Layout(worker_count, replica_count, row_count, fragment_steps)
 
 
+def _thread_counts(times: ServiceTimes, resources: Resources) -> list[int]:
+    """Of a learner replica. Where processes do not share cores, Ray gives each the cores that were asked for."""
+    measured = [count for count, _ in times.thread_gains if count > 1]
+    return [1, *measured] if resources.cores is not None else [1]
+
+
 def _row_counts(job: Job, replicas: int, rows: int | None) -> Iterable[int]:
     """Of whole environments, such that a batch is made of whole fragments: two for each replica if that can be, so
     that one can be under way while the other is there."""
@@ -246,6 +264,8 @@ def _changes(job: Job, layout: Layout, resources: Resources) -> Iterator[tuple[s
             name = f"+{count - layout.replicas} learner replica" + ("s" if count > layout.replicas + 1 else "")
             yield name, job, replace(layout, replicas=count), resources
             break
+    if resources.cores is not None and 2 * layout.replicas * layout.threads <= resources.cores:
+        yield f"learner.threads {2 * layout.threads}", job, replace(layout, threads=2 * layout.threads), resources
     for factor in (2.0, 0.5):
         rows = int(layout.rows * factor)
         if rows % job.agents_per_env == 0 and rows > 0:
@@ -257,7 +277,7 @@ def _changes(job: Job, layout: Layout, resources: Resources) -> Iterator[tuple[s
         yield f"trainer.minibatch_size {longer.minibatch_steps} (fewer gradient steps)", longer, layout, resources
     if job.target_staleness == 0:
         yield "pacing.target_staleness 1", replace(job, target_staleness=1), layout, resources
-    if resources.cores is not None and layout.processes > resources.cores:
+    if resources.cores is not None and layout.computing_threads > resources.cores:
         yield "+1 core", job, layout, replace(resources, cores=resources.cores + 1)
 
 
@@ -300,9 +320,8 @@ class _Costs:
         loads = min(1.0, layout.workers / fragments)  # a worker with several fragments per version loads it once
         fragment_s = layout.fragment_steps * (times.collecting(layout.rows) + times.transport)
         share, minibatch = job.batch_steps / layout.replicas, job.minibatch_steps / layout.replicas
-        update_s = share * (
-            times.staging + times.learning(minibatch, job.update_epochs, is_off_policy=job.is_off_policy)
-        )
+        learning = times.learning(minibatch, job.update_epochs, is_off_policy=job.is_off_policy, threads=layout.threads)
+        update_s = share * (times.staging + learning)
         return cls(
             fragment_s=fragment_s + loads * times.load_s + resources.message_s,
             update_s=update_s + times.publish_s,
@@ -328,7 +347,8 @@ def _bound(times: ServiceTimes, job: Job, layout: Layout, resources: Resources) 
     learning = job.batch_steps / learner_s
     if resources.cores is None:
         return min(collecting, learning)
-    work_s = costs.fragment_s / layout.fragment_steps + layout.replicas * learner_s / job.batch_steps
+    computing = layout.replicas * layout.threads
+    work_s = costs.fragment_s / layout.fragment_steps + computing * learner_s / job.batch_steps
     return min(collecting, learning, (resources.cores - resources.background_cores) / work_s)
 
 
@@ -365,8 +385,11 @@ def _play(costs: _Costs, job: Job, layout: Layout, resources: Resources, fragmen
         if update_ends is None and ready >= fragments and now >= starts_at:
             ready -= fragments
             update_ends = learner_clock + costs.update_s + costs.exchange_s
-        running = len(ends), layout.replicas if update_ends is not None else 0
+        running = len(ends), layout.replicas * layout.threads if update_ends is not None else 0
         worker_speed, learner_speed = _speeds(*running, resources)
+        if layout.threads > 1:
+            # The threads of a team wait for each other, so what takes a core from one of them stops all.
+            learner_speed **= 2
         waits = []
         if ends:
             waits.append((ends[0] - worker_clock) / worker_speed)
@@ -409,27 +432,28 @@ def _spread(ticket: int, running: int) -> float:
     return 0.97 + 0.06 * ((7 * ticket + 3 * running) % 11) / 10
 
 
-def _speeds(workers: int, replicas: int, resources: Resources) -> tuple[float, float]:
-    """Of each running worker and each running replica, 1 = alone on a machine."""
+def _speeds(workers: int, learning: int, resources: Resources) -> tuple[float, float]:
+    """Of each running worker and each running thread of a learner, 1 = alone on a machine."""
     if resources.cores is None:
         return 1.0, 1.0
-    cores, running = resources.cores, max(1, workers + replicas)
+    cores, running = resources.cores, max(1, workers + learning)
     free = max(0.1, cores - resources.background_cores)
     if not resources.learners_first:
         speed = min(1.0, free / running)
         return speed, speed
-    learner_speed = min(1.0, free / max(1, replicas))
-    worker_speed = min(1.0, max(0.02, free - replicas * learner_speed) / max(1, workers))
+    learner_speed = min(1.0, free / max(1, learning))
+    worker_speed = min(1.0, max(0.02, free - learning * learner_speed) / max(1, workers))
     return worker_speed, learner_speed
 
 
 def _limited_by(times: ServiceTimes, job: Job, layout: Layout, resources: Resources, played: _Played) -> str:
     useful = (job.target_staleness + 1) * (job.batch_steps // layout.fragment_steps)
-    if resources.cores is not None and layout.processes > resources.cores and played.cores_busy > 0.9:
+    if resources.cores is not None and layout.computing_threads > resources.cores and played.cores_busy > 0.9:
         return "cores"
     busy_workers = layout.workers * (1.0 - played.worker_waiting)
     if played.learner_waiting <= 0.1:
-        training_s = job.batch_steps * times.learning(job.minibatch_steps / layout.replicas, job.update_epochs)
+        minibatch = job.minibatch_steps / layout.replicas
+        training_s = job.batch_steps * times.learning(minibatch, job.update_epochs, threads=layout.threads)
         exchange_s = _exchange_s(times, job, layout, resources)
         return "exchange" if exchange_s > training_s / layout.replicas else "learner"
     if played.worker_waiting > played.learner_waiting or (layout.workers > useful and busy_workers > 0.5 * useful):

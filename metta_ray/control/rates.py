@@ -48,6 +48,7 @@ class ServiceTimes:
     backward, losses, optimiser) by agent steps of a minibatch in one replica. look_again: what data of an older
     policy cost beside that. advantage: of the whole batch, once per update. transport: packing a fragment and copying
     it into an object store. staging: reading it and copying it into a learner's batch.
+    thread_gains: how many times as fast a replica trains with so many threads, ``((threads, times), …)``.
     publish_s: weights and optimiser state, per update. load_s: new weights, per worker and update.
     step_bytes: of one agent step in a fragment. weights_bytes: of the policy.
     """
@@ -63,15 +64,20 @@ class ServiceTimes:
     load_s: float
     step_bytes: float
     weights_bytes: int
+    thread_gains: tuple[tuple[int, float], ...] = ((1, 1.0),)
 
     def collecting(self, rows: float) -> float:
         """Of a rollout worker that steps so many agents together, without what its fragments cost on the way."""
         return self.environment.at(rows) + self.inference.at(rows)
 
-    def learning(self, minibatch: float, update_epochs: int, *, is_off_policy: bool = False) -> float:
-        """Of the learner, without what it has to say and to hear. minibatch: of one replica."""
+    def learning(self, minibatch: float, update_epochs: int, *, is_off_policy: bool = False, threads: int = 1) -> float:
+        """Of the learner, without what it has to say and to hear. minibatch, threads: of one replica."""
         again = self.look_again if is_off_policy else 0.0
-        return update_epochs * self.training.at(minibatch) + self.advantage + again
+        return (update_epochs * self.training.at(minibatch) + self.advantage + again) / self.thread_gain(threads)
+
+    def thread_gain(self, threads: int) -> float:
+        """Of so many threads, or of the most below that were measured."""
+        return max((gain for count, gain in self.thread_gains if count <= threads), default=1.0)
 
     def floor(
         self, cores: float, *, rows: float, minibatch: float, update_epochs: int, is_off_policy: bool = False
@@ -85,5 +91,9 @@ class ServiceTimes:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of ``to_json``. KeyError, TypeError or ValueError for anything else."""
-        curves = {name: Curve.of(values[name]["points"]) for name in ("environment", "inference", "training")}
-        return cls(**{field.name: curves.get(field.name, values[field.name]) for field in fields(cls)})
+        read: dict[str, Any] = {
+            name: Curve.of(values[name]["points"]) for name in ("environment", "inference", "training")
+        }
+        gains = values.get("thread_gains", ((1, 1.0),))  # older records have none
+        read["thread_gains"] = tuple((int(count), float(gain)) for count, gain in gains)
+        return cls(**{field.name: read.get(field.name, values[field.name]) for field in fields(cls)})

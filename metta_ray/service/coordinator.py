@@ -705,8 +705,11 @@ class Coordinator:
 
     def _description(self) -> str:
         sizes, config = self._sizes, self._config
+        threads = f" of {config.learner.threads} threads" if config.learner.threads > 1 else ""
+        turns = "" if config.pacing.target_staleness else ", collecting and training in turn"
         return (
             f"{config.trainer.curriculum_or_env}, {self._count.wanted} rollout worker(s) with {sizes.num_envs} "
-            f"environments each, {config.learner.replicas} learner(s), {sizes.fragments_per_batch} fragments of "
-            f"{sizes.fragment_steps:,} agent steps per update, {self._pipeline.total_timesteps:,} agent steps"
+            f"environments each, {config.learner.replicas} learner(s){threads}{turns}, {sizes.fragments_per_batch} "
+            f"fragments of {sizes.fragment_steps:,} agent steps per update, "
+            f"{self._pipeline.total_timesteps:,} agent steps"
         )

@@ -7,18 +7,20 @@ config = chosen_layout(config, times, ...)           # a new one gets the one th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from pydantic import BaseModel
 
 from metta_ray.common.errors import ConfigError
-from metta_ray.control.plan import Job, Layout, Resources, best_layout, floor_of, next_lever
+from metta_ray.control.plan import Job, Layout, Resources, best_layout, floor_of, next_lever, predict
 from metta_ray.control.rates import ServiceTimes
 from metta_ray.service.run_config import RunConfig
 from metta_ray.service.sizes import Sizes, resolved_sizes
 
-DEFAULT_WORKERS, DEFAULT_REPLICAS = 2, 1
+DEFAULT_WORKERS, DEFAULT_REPLICAS, DEFAULT_STALENESS = 2, 1, 1
 """Where nothing could be measured."""
 NO_LEVER = "no single change of the layout would gain 3 %"
 
@@ -34,12 +36,13 @@ def recorded_choices(config: RunConfig, run_dir: Path) -> RunConfig:
         record = yaml.safe_load((run_dir / "config.yaml").read_text())
         workers, replicas = record["rollout"]["num_workers"], record["learner"]["replicas"]
         num_envs, autocast = record["rollout"]["num_envs"], record["trainer"]["autocast"]
+        threads, staleness = record["learner"]["threads"], record["pacing"]["target_staleness"]
         same_batch = record["trainer"]["batch_size"] == config.trainer.batch_size
         gather_conv = record["agent"].get("gather_conv")
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return config
     config = with_formulation(config, autocast, gather_conv)
-    return _completed(config, workers, replicas, num_envs if same_batch else 0)
+    return _completed(config, workers, replicas, num_envs if same_batch else 0, threads, staleness)
 
 
 def with_formulation(config: RunConfig, autocast: str, gather_conv: bool | None) -> RunConfig:
@@ -58,7 +61,9 @@ def chosen_layout(
     """The configuration with nothing open. times: None where nothing could be measured.
 
     Where workers may become more later (in a cluster, or between bounds) fragments stay as short as usual: long ones
-    would leave few workers useful. ConfigError where no layout makes whole fragments of the batch.
+    would leave few workers useful. Where all processes share the same cores, collecting and training in turn can be
+    faster than both at once (``pacing.target_staleness`` 0): a learner's threads are not disturbed then, and nothing
+    need be looked at again. ConfigError where no layout makes whole fragments of the batch.
     """
     if times is None:
         return _completed(config, DEFAULT_WORKERS, DEFAULT_REPLICAS, 0)
@@ -66,16 +71,28 @@ def chosen_layout(
     envs = rollout.num_envs or rollout.fragment_steps // (agents_per_env * config.trainer.bptt_horizon)
     if not envs and (resources.cores is None or rollout.is_automatic):
         envs = resolved_sizes(config, agents_per_env).num_envs
-    layout = best_layout(
-        times,
-        job_of(config, agents_per_env),
-        resources,
-        workers=rollout.num_workers or None,
-        replicas=config.learner.replicas or None,
-        rows=envs * agents_per_env or None,
-        max_processes=max_processes,
+    job = job_of(config, agents_per_env)
+    in_turn = replace(job, target_staleness=0)
+    may_take_turns = (
+        resources.cores is not None and not rollout.is_automatic and not _says(config.pacing, "target_staleness")
     )
-    return _completed(config, layout.workers, layout.replicas, layout.rows // agents_per_env)
+    found: list[tuple[float, Job, Layout]] = []
+    for candidate in [job, in_turn] if may_take_turns else [job]:
+        layout = best_layout(
+            times,
+            candidate,
+            resources,
+            workers=rollout.num_workers or None,
+            replicas=config.learner.replicas or None,
+            rows=envs * agents_per_env or None,
+            threads=config.learner.threads if _says(config.learner, "threads") else None,
+            max_processes=max_processes,
+        )
+        found.append((predict(times, candidate, layout, resources).agent_steps_per_second, candidate, layout))
+    _, job, layout = max(found, key=lambda one: one[0])
+    return _completed(
+        config, layout.workers, layout.replicas, layout.rows // agents_per_env, layout.threads, job.target_staleness
+    )
 
 
 def job_of(config: RunConfig, agents_per_env: int) -> Job:
@@ -106,6 +123,7 @@ class Speed:
         self._resources = resources
         self._job = job_of(config, sizes.agents_per_worker // sizes.num_envs)
         self._sizes = sizes
+        self._threads = config.learner.threads
         self._levers: dict[Layout, str | None] = {}
 
     def efficiency(self, agent_steps_per_second: float, workers: int, replicas: int) -> float | None:
@@ -132,14 +150,34 @@ class Speed:
 
     def _layout(self, workers: int, replicas: int) -> Layout:
         sizes = self._sizes
-        return Layout(workers, replicas, sizes.agents_per_worker, sizes.fragment_steps)
+        return Layout(workers, replicas, sizes.agents_per_worker, sizes.fragment_steps, self._threads)
 
 
-def _completed(config: RunConfig, workers: int, replicas: int, num_envs: int) -> RunConfig:
-    rollout, learner = config.rollout, config.learner
+def _completed(
+    config: RunConfig,
+    workers: int,
+    replicas: int,
+    num_envs: int,
+    threads: int = 1,
+    target_staleness: int = DEFAULT_STALENESS,
+) -> RunConfig:
+    """What the configuration leaves open is so; what it says outright stays."""
+    rollout, learner, pacing = config.rollout, config.learner, config.pacing
     changes: dict[str, Any] = {"num_workers": rollout.num_workers or workers}
     if not rollout.num_envs and not rollout.fragment_steps:
         changes["num_envs"] = num_envs
     rollout = rollout.model_copy(update=changes)
-    learner = learner.model_copy(update={"replicas": learner.replicas or replicas})
-    return config.model_copy(update={"rollout": rollout, "learner": learner})
+    learner = learner.model_copy(
+        update={
+            "replicas": learner.replicas or replicas,
+            "threads": learner.threads if _says(learner, "threads") else threads,
+        }
+    )
+    if not _says(pacing, "target_staleness"):
+        pacing = pacing.model_copy(update={"target_staleness": target_staleness})
+    return config.model_copy(update={"rollout": rollout, "learner": learner, "pacing": pacing})
+
+
+def _says(part: BaseModel, name: str) -> bool:
+    """Whether the user set it, if only to its default."""
+    return name in part.model_fields_set

@@ -39,11 +39,13 @@ from metta_ray.rl.trainer_checkpoint import to_numpy
 from metta_ray.rl.trainer_config import TrainerConfig
 from metta_ray.rl.update import batch_advantages, look_again, process_minibatch_update
 from metta_ray.rl.vecenv import make_vecenv, training_factory
+from metta_ray.service.measuring import usable_cores
 
 SECONDS = 3.0
 MOST_ROWS = 256
 MOST_BYTES = 64e6
 WARM_UP = 3
+MOST_THREADS, THREAD_TURNS = 16, 3
 
 Clock = Callable[[], float]
 T = TypeVar("T")
@@ -104,6 +106,7 @@ class _Measurement:
         again_s, _ = _timed(lambda: look_again(self._learner, few), self._seconds / 4, clock)
         advantage_s, advantages = _timed(lambda: self._advantages(batch), self._seconds / 8, clock)
         training = [(size, self._train(batch, advantages, size, clock)) for size in self._minibatches(batch_steps)]
+        thread_gains = self._thread_gains(batch, advantages)
         return ServiceTimes(
             environment=Curve.of(environment),
             inference=Curve.of(inference),
@@ -115,6 +118,7 @@ class _Measurement:
             publish_s=_timed(self._publish, self._seconds / 8, time.thread_time)[0],
             load_s=_timed(self._load, self._seconds / 8, time.thread_time)[0],
             step_bytes=packed.size_bytes / fragment_steps,
+            thread_gains=thread_gains,
             weights_bytes=sum(tensor.numel() * tensor.element_size() for tensor in self._learner.state_dict().values()),
         )
 
@@ -171,6 +175,19 @@ class _Measurement:
             self._optimizer.step(loss, 0, 1)
 
         return _timed(step, self._seconds / 2, clock)[0] / size
+
+    def _thread_gains(self, batch: Experience, advantages: torch.Tensor) -> tuple[tuple[int, float], ...]:
+        """By the clock on the wall, which other load disturbs: so all take turns, and the best turn of each counts."""
+        counts = [1]
+        while self._learner_device.type == "cpu" and 2 * counts[-1] <= min(MOST_THREADS, usable_cores()):
+            counts.append(2 * counts[-1])
+        best = dict.fromkeys(counts, math.inf)
+        for count in (counts if len(counts) > 1 else []) * THREAD_TURNS:
+            torch.set_num_threads(count)
+            taken = self._train(batch, advantages, self._trainer.minibatch_size, time.perf_counter)
+            best[count] = min(best[count], taken)
+        torch.set_num_threads(1)
+        return tuple((count, best[1] / best[count] if count > 1 else 1.0) for count in counts)
 
     def _advantages(self, batch: Experience) -> torch.Tensor:
         advantages = batch_advantages(batch, self._trainer, self._learner_device)

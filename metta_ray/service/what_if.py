@@ -32,7 +32,9 @@ def what_if(config: RunConfig, times: ServiceTimes, agents_per_env: int, resourc
     for replicas in _around(wanted):
         for workers in _around(config.rollout.num_workers or 1):
             try:
-                layout = best_layout(times, job, resources, workers=workers, replicas=replicas, rows=rows)
+                layout = best_layout(
+                    times, job, resources, workers=workers, replicas=replicas, rows=rows, threads=config.learner.threads
+                )
             except ConfigError:
                 if replicas == wanted:
                     raise

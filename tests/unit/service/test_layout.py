@@ -70,6 +70,44 @@ def test_what_is_given_stays() -> None:
     assert layout_of(chosen_layout(half, times(), AGENTS, Resources(cores=2), 3))[::2] == (3, 8)
 
 
+TEAM = {"training": Curve.of([(1024, 180e-6)]), "look_again": 40e-6, "thread_gains": ((1, 1.0), (2, 2.0))}
+"""Training takes most of the time, stale data make it longer, and two threads halve it."""
+
+
+def test_a_learner_of_two_threads_takes_turns_with_its_workers_where_they_share_two_cores() -> None:
+    config = chosen_layout(config_of(), times(**TEAM), AGENTS, Resources(cores=2), 3)
+
+    assert layout_of(config)[:2] == (2, 1)
+    assert (config.learner.threads, config.pacing.target_staleness) == (2, 0)
+
+
+def test_nothing_takes_turns_where_processes_have_cores_of_their_own_or_workers_come_and_go() -> None:
+    in_a_cluster = chosen_layout(config_of(), times(**TEAM), AGENTS, Resources(cores=None), 8)
+    between_bounds = chosen_layout(config_of(workers="1:8"), times(**TEAM), AGENTS, Resources(cores=2), 3)
+
+    assert in_a_cluster.learner.threads == 1
+    assert in_a_cluster.pacing.target_staleness == between_bounds.pacing.target_staleness == 1
+
+
+def test_pacing_and_threads_that_the_user_set_stay_even_if_they_are_the_defaults() -> None:
+    paced = chosen_layout(config_of(pacing__target_staleness=1), times(**TEAM), AGENTS, Resources(cores=2), 3)
+    alone = chosen_layout(config_of(learner__threads=1), times(**TEAM), AGENTS, Resources(cores=2), 3)
+
+    assert paced.pacing.target_staleness == 1
+    assert alone.learner.threads == 1
+
+
+def test_a_run_that_is_continued_keeps_its_pace_and_threads(tmp_path: Path) -> None:
+    record = chosen_layout(config_of(), times(**TEAM), AGENTS, Resources(cores=2), 3)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(record.record()))
+
+    continued = recorded_choices(config_of(), tmp_path)
+    outright = recorded_choices(config_of(pacing__target_staleness=2), tmp_path)
+
+    assert (continued.learner.threads, continued.pacing.target_staleness) == (2, 0)
+    assert outright.pacing.target_staleness == 2
+
+
 def test_fragments_stay_short_where_workers_may_become_more() -> None:
     usual = resolved_sizes(config_of(), AGENTS).num_envs
 
