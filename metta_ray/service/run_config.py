@@ -127,7 +127,9 @@ class LearnerConfig(StrictModel):
     num_cpus: _Amount = Field(default=1.0, description="cores Ray reserves per replica; training waits if none is free")
     num_gpus: _Amount = Field(default=0.0, description="GPUs per replica; whole ones, as NCCL needs one per replica")
     threads: _PositiveInt = Field(
-        default=1, description="torch threads of a replica; more speed training up on cores that workers leave idle"
+        default=1,
+        description="torch threads of a replica; more speed training up on cores that workers leave idle; chosen with "
+        "the number of workers unless it is set",
     )
     device: _Device = Field(default="cpu", description="where gradients are computed; cuda needs num_gpus above 0")
     process_group_timeout_s: _Seconds = Field(
@@ -170,7 +172,9 @@ class PacingConfig(StrictModel):
     """How far collecting may run ahead of training."""
 
     target_staleness: _Count = Field(
-        default=1, description="batches collected ahead; 0 waits for each update (repeatable), more keeps all busy"
+        default=1,
+        description="batches collected ahead; 0 waits for each update (repeatable), more keeps all busy; a run whose "
+        "processes share their cores and that chooses its workers takes 0 where that is faster, unless it is set",
     )
     max_staleness: _Count = Field(
         default=4, description="older fragments are dropped; low keeps data fresh, high wastes less after a stall"
