@@ -41,6 +41,9 @@ from metta_ray.rl.update import batch_advantages, minibatch_totals, process_mini
 ROOT = Path(__file__).parents[3]
 TIMEOUT_S = 120
 AGENTS, T = 8, 6
+KEPT: list[object] = []
+"""Policies of ranks in this process. With a DDP wrapper its process group goes, which waits for gloo's thread, and that
+may just be waiting for the interpreter."""
 SPEC = EnvSpec("gym:toy", spaces.Box(-1, 1, (4,)), spaces.Discrete(3))
 
 
@@ -97,6 +100,7 @@ def found_by_this_rank() -> dict[str, Any]:
     torch.manual_seed(100 + (rank if world_size > 1 else 0))
     agent = build_policy(SPEC, AgentConfig(architecture="mlp", hidden_sizes=(8,), lstm_hidden_size=8))
     policy = wrap_agent_distributed(agent, "cpu")
+    KEPT.append(policy)
     experience = experience_of_this_rank(agent, rank, world_size)
     losses = Losses()
     optimizer = Optimizer(policy=policy, learning_rate=0.1, max_grad_norm=1e9)
@@ -136,6 +140,7 @@ def found_by_this_rank() -> dict[str, Any]:
 def second_rank(file: str) -> None:
     """The whole life of the other process."""
     Path(file).write_bytes(tree_to_bytes(found_by_this_rank()))
+    os._exit(0)  # gloo's thread may still want the interpreter
 
 
 def as_torchrun_tells(rank: int, port: int) -> dict[str, str]:

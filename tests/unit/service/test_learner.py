@@ -198,10 +198,15 @@ def test_a_run_directory_that_is_another_machines_is_refused(service: PlainServi
 # Two replicas.
 
 
+KEPT: list[Learner] = []
+"""Of a group in this process; see test_distributed."""
+
+
 def replica(rank: int, run_dir: str) -> tuple[str | None, dict[str, Any]]:
     """One of two: trains its half of a batch that both made alike; (digest of the weights, the weights)."""
     service = PlainService(config_of(CARTPOLE | ONE_STEP, learner__replicas=2), Path(run_dir) / f"replica{rank}")
     learner: Learner = service.learner(rank)
+    KEPT.append(learner)
     _, weights, state = learner.begin(None)
     batch = batch_of(service, weights)
     meeting = Path(run_dir) / "meeting"
@@ -224,6 +229,7 @@ def replica(rank: int, run_dir: str) -> tuple[str | None, dict[str, Any]]:
 def second_replica(run_dir: str) -> None:
     digest, weights = replica(1, run_dir)
     np.savez(Path(run_dir) / "second.npz", digest=np.array(digest), **weights)
+    os._exit(0)  # gloo's thread may still want the interpreter
 
 
 def test_two_replicas_give_the_weights_of_one_with_the_whole_batch(tmp_path: Path):
