@@ -45,9 +45,10 @@ SECONDS = 3.0
 MOST_ROWS = 256
 MOST_BYTES = 64e6
 WARM_UP = 3
-MOST_THREADS, THREAD_TURNS = 16, 3
+MOST_THREADS, THREAD_TURNS = 16, 4
 
 Clock = Callable[[], float]
+Typical = Callable[[list[float]], float]
 T = TypeVar("T")
 
 
@@ -158,7 +159,9 @@ class _Measurement:
 
     # Learning.
 
-    def _train(self, batch: Experience, advantages: torch.Tensor, size: int, clock: Clock) -> float:
+    def _train(
+        self, batch: Experience, advantages: torch.Tensor, size: int, clock: Clock, typical: Typical = statistics.median
+    ) -> float:
         """Seconds per agent step of a gradient step."""
         losses, segments = Losses(), size // batch.bptt_horizon
         order = torch.randperm(batch.segments, device=self._learner_device)
@@ -174,18 +177,17 @@ class _Measurement:
             )
             self._optimizer.step(loss, 0, 1)
 
-        return _timed(step, self._seconds / 2, clock)[0] / size
+        return _timed(step, self._seconds / 2, clock, typical)[0] / size
 
     def _thread_gains(self, batch: Experience, advantages: torch.Tensor) -> tuple[tuple[int, float], ...]:
         """By the clock on the wall, which other load disturbs: so all take turns, and the best turn of each counts."""
         counts = [1]
         while self._learner_device.type == "cpu" and 2 * counts[-1] <= min(MOST_THREADS, usable_cores()):
             counts.append(2 * counts[-1])
-        best = dict.fromkeys(counts, math.inf)
+        best, size = dict.fromkeys(counts, math.inf), self._trainer.minibatch_size
         for count in (counts if len(counts) > 1 else []) * THREAD_TURNS:
             torch.set_num_threads(count)
-            taken = self._train(batch, advantages, self._trainer.minibatch_size, time.perf_counter)
-            best[count] = min(best[count], taken)
+            best[count] = min(best[count], self._train(batch, advantages, size, time.perf_counter, min))
         torch.set_num_threads(1)
         return tuple((count, best[1] / best[count] if count > 1 else 1.0) for count in counts)
 
@@ -278,9 +280,11 @@ def _stage(batch: Experience, packed: PackedArrays) -> None:
 # How time is taken.
 
 
-def _timed(work: Callable[[], T], seconds: float, clock: Clock) -> tuple[float, T]:
-    """Median of as many calls as fit (three at least, after one to warm up), and the last result. What takes longer
-    than that in one call is called twice."""
+def _timed(
+    work: Callable[[], T], seconds: float, clock: Clock, typical: Typical = statistics.median
+) -> tuple[float, T]:
+    """Median (or what else is ``typical``) of as many calls as fit (three at least, after one to warm up), and the last
+    result. What takes longer than that in one call is called twice."""
     deadline = time.perf_counter() + seconds
     result = work()
     taken = list[float]()
@@ -290,7 +294,7 @@ def _timed(work: Callable[[], T], seconds: float, clock: Clock) -> tuple[float, 
         taken.append(clock() - began)
         if taken[-1] > seconds:
             break
-    return statistics.median(taken), result
+    return typical(taken), result
 
 
 def _clock(device: torch.device) -> Clock:

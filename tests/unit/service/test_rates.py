@@ -9,6 +9,7 @@ import torch
 from metta_ray.rl.presets import preset_settings
 from metta_ray.rl.trainer_config import TrainerConfig
 from metta_ray.service import rates
+from metta_ray.service.measuring import usable_cores
 
 
 def trainer_of(preset: str) -> tuple[TrainerConfig, dict]:
@@ -27,6 +28,9 @@ def test_every_part_takes_time(preset: str):
     assert trainer.minibatch_size in dict(times.training.points)
     assert min(times.look_again, times.transport, times.staging, times.publish_s, times.load_s) > 0
     assert times.step_bytes > 0
+    assert times.thread_gains[0] == (1, 1.0)
+    assert [count for count, _ in times.thread_gains] == [1, 2, 4, 8, 16][: len(times.thread_gains)]
+    assert len(times.thread_gains) == min(16, usable_cores()).bit_length()
     assert times.weights_bytes > 4 * 64 * 64
 
 
