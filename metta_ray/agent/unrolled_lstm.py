@@ -2,8 +2,8 @@
 
 Steps depend on each other only through ``h @ W_hh``. All else is done for many steps at once: the products with the
 inputs, the slopes of the gates, the gradients of the weights. What is left per step is seven small operations forward
-and five backward, and two more where an episode begins. torch's fused LSTM cannot begin anew within a segment, and
-for the few rows of a minibatch it takes longer besides.
+and five backward, and two more where an episode begins. For sizes at which that is faster than torch's fused LSTM (see
+``lstm``).
 
 Letters: B rows, T steps, N = T · B, F inputs, H hidden size, G = 4 · H. The gates are in the order o, i, f, g (torch:
 i, f, g, o): so the three sigmoids lie side by side, and so do the three that the gradient of the cell goes to.
