@@ -174,7 +174,7 @@ def parts_of_the_library() -> list[Place]:
         (Experience, "sample_minibatch", always("minibatches")),
         (update, "batch_advantages", always("advantage")),
         (update, "compute_advantage", always("advantage")),
-        (update, "ppo_loss", always("loss")),
+        (update, "fused_ppo_loss", always("loss")),
         (update, "minibatch_totals", always("loss")),
         (update, "all_reduce_sum", always("exchange")),
         (Loop, "total", always("exchange")),

@@ -14,6 +14,7 @@ recurrence as PufferLib does: ρ scales the whole TD error.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,19 +66,31 @@ def compute_advantage(
     continues = 1.0 - dones[:, 1:].to(device)
     bootstrap = continues * next_values.to(device)
     if truncation_values is not None:
-        bootstrap = bootstrap + truncation_values[:, 1:].to(device)
+        bootstrap += truncation_values[:, 1:].to(device)
 
-    td_error = rewards[:, 1:].to(device) + gamma * bootstrap - values
-    delta = ratio.clamp(max=vtrace_rho_clip) * td_error
-    decay = gamma * gae_lambda * ratio.clamp(max=vtrace_c_clip) * continues
-
-    # Time runs along the first axis here, so that each step of the recurrence is one operation on a dense row.
-    delta_TS, decay_TS = delta.t().contiguous(), decay.t().contiguous()
-    delta_by_step, decay_by_step = delta_TS.unbind(), decay_TS.unbind()
-    for t in range(steps - 2, -1, -1):
-        delta_by_step[t].addcmul_(decay_by_step[t], delta_by_step[t + 1])
-    advantages[:, :steps] = delta_TS.t()
+    td_error = torch.add(rewards[:, 1:].to(device), bootstrap, alpha=gamma).sub_(values)
+    delta = ratio.clamp(max=vtrace_rho_clip).mul_(td_error)
+    decay = ratio.clamp(max=vtrace_c_clip).mul_(continues).mul_(gamma * gae_lambda)
+    advantages[:, :steps] = _accumulated(delta, decay)
     return advantages
+
+
+def _accumulated(delta: Tensor, decay: Tensor) -> Tensor:
+    """``delta[:, t] + decay[:, t] · result[:, t + 1]``; both ``(S, T)``, and written to."""
+    # Time runs along the first axis here, so that each step of the recurrence works on a dense row.
+    delta_TS, decay_TS = delta.t().contiguous(), decay.t().contiguous()
+    if delta.device.type == "cpu":
+        # For rows as short as these numpy takes a third of torch's time.
+        rows, decays = list(delta_TS.numpy()), list(decay_TS.numpy())
+        with np.errstate(invalid="ignore", over="ignore"):  # a loss that is not finite is met where it matters
+            for t in range(len(rows) - 2, -1, -1):
+                decays[t] *= rows[t + 1]
+                rows[t] += decays[t]
+    else:
+        on_device, decays_on_device = delta_TS.unbind(), decay_TS.unbind()
+        for t in range(len(on_device) - 2, -1, -1):
+            on_device[t].addcmul_(decays_on_device[t], on_device[t + 1])
+    return delta_TS.t()
 
 
 def normalize_advantages(advantages: Tensor, mean: Tensor, std: Tensor, mask: Tensor) -> Tensor:

@@ -280,7 +280,7 @@ class Experience:
 
     def update_ratio(self, indices: Tensor, ratio: Tensor) -> None:
         """Remembers the latest importance ratio of rows."""
-        self.ratio[indices] = ratio.detach().view(len(indices), self.bptt_horizon)
+        self.ratio.index_copy_(0, indices, ratio.detach().view(len(indices), self.bptt_horizon))
 
     def reset_importance_sampling_ratios(self) -> None:
         self.ratio.fill_(1.0)

@@ -15,15 +15,15 @@ from metta_ray.rl.trainer_config import PPOConfig
 
 @dataclass
 class PPOTerms:
-    """Scalars of one minibatch. Only ``policy_loss``, ``value_loss`` and ``entropy`` carry gradients."""
+    """Scalars of one minibatch. Only ``policy_loss``, ``value_loss`` and ``entropy`` carry gradients, if any does."""
 
-    policy_loss: Tensor
-    value_loss: Tensor
-    entropy: Tensor
-    approx_kl: Tensor
-    clipfrac: Tensor
-    importance: Tensor
-    current_logprobs: Tensor
+    policy_loss: Tensor | float
+    value_loss: Tensor | float
+    entropy: Tensor | float
+    approx_kl: Tensor | float
+    clipfrac: Tensor | float
+    importance: Tensor | float
+    current_logprobs: Tensor | float
 
 
 def ppo_loss(

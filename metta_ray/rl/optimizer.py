@@ -86,8 +86,8 @@ class Optimizer:
         if self._accumulated == 0:
             self.zero_grad()
         # A loss that is not finite may still have a finite gradient: poison it, so that every rank notices.
-        scale = 1.0 if bool(torch.isfinite(loss.detach())) else math.nan
-        (loss * (scale / accumulate_steps)).backward()  # type: ignore[no-untyped-call]
+        scale = 1.0 / accumulate_steps if math.isfinite(loss.item()) else math.nan
+        (loss if scale == 1.0 else loss * scale).backward()  # type: ignore[no-untyped-call]
         self._accumulated += 1
         if self._accumulated < accumulate_steps:
             return False
@@ -97,8 +97,8 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Forgets gradients, also those of an unfinished group."""
         self._accumulated = 0
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters():
+            parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -121,11 +121,14 @@ class Optimizer:
         self.skipped_updates = int(state["skipped_updates"])
 
     def _update(self) -> bool:
-        grad_norm = nn.utils.clip_grad_norm_(self._parameters(), self.max_grad_norm)
-        self.last_grad_norm = float(grad_norm)
+        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+        grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # as clip_grad_norm_ does
+        self.last_grad_norm = grad_norm.item()
         if not math.isfinite(self.last_grad_norm):
             self._skip()
             return False
+        if self.last_grad_norm > self.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(list(self._parameters()), self.max_grad_norm, grad_norm)
         self._skipped_in_a_row = 0
         for optimizer in self.optimizers:
             optimizer.step()

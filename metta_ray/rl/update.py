@@ -19,8 +19,9 @@ from metta_ray.common.profiling.stopwatch import Stopwatch
 from metta_ray.rl.advantage import compute_advantage, normalize_advantages
 from metta_ray.rl.distributed import all_reduce_sum, setup_distributed_vars, unwrap_agent
 from metta_ray.rl.experience import Experience, Minibatch
+from metta_ray.rl.fused_loss import fused_ppo_loss
 from metta_ray.rl.kickstarter import Kickstarter
-from metta_ray.rl.losses import Losses, explained_variance, ppo_loss
+from metta_ray.rl.losses import Losses, explained_variance
 from metta_ray.rl.optimizer import Optimizer
 from metta_ray.rl.trainer_config import TrainerConfig
 
@@ -163,7 +164,8 @@ def process_minibatch_update(
     logprobs, entropy, values, log_probs = _evaluate(policy, minibatch)
 
     with torch.no_grad():
-        ratio = (logprobs - minibatch["logprobs"]).exp()
+        log_ratio = logprobs - minibatch["logprobs"]
+        ratio = log_ratio.exp()
         experience.update_ratio(minibatch["indices"], ratio)
         recomputed = compute_advantage(
             minibatch["values"],
@@ -179,15 +181,15 @@ def process_minibatch_update(
             last_values=minibatch["last_values"],
             truncation_values=minibatch["truncation_values"],
         )
-        totals = minibatch_totals(recomputed, logprobs - minibatch["logprobs"], mask)
+        totals = minibatch_totals(recomputed, log_ratio, mask)
         if ppo.norm_adv:
             recomputed = normalize_advantages(recomputed, totals.mean, totals.std, mask)
-        # 1 where the data are of this very policy: the proximal and the behaviour policy are the same then.
-        correction = (minibatch["proximal_logprobs"] - minibatch["logprobs"]).exp()
-        correction = correction.clamp(max=trainer_cfg.vtrace.vtrace_rho_clip)
-        recomputed = recomputed * minibatch["prio_weights"] * correction
+        recomputed = recomputed * minibatch["prio_weights"]
+        if minibatch["proximal_logprobs"] is not minibatch["logprobs"]:  # else the two policies are the same
+            correction = (minibatch["proximal_logprobs"] - minibatch["logprobs"]).exp()
+            recomputed *= correction.clamp(max=trainer_cfg.vtrace.vtrace_rho_clip)
 
-    terms = ppo_loss(
+    loss, terms = fused_ppo_loss(
         logprobs=logprobs,
         old_logprobs=minibatch["proximal_logprobs"],
         advantages=recomputed,
@@ -200,12 +202,13 @@ def process_minibatch_update(
         config=ppo,
     )
     agent = unwrap_agent(policy)
-    zero = values.new_zeros(())
-    l2_reg = ppo.l2_reg_loss_coef * _sum_of_squares(agent) if ppo.l2_reg_loss_coef > 0 else zero
-    l2_init = ppo.l2_init_loss_coef * agent.l2_init_loss() if ppo.l2_init_loss_coef > 0 else zero
-    ks_action, ks_value = zero, zero
+    more: dict[str, Tensor] = {}
+    if ppo.l2_reg_loss_coef > 0:
+        more["l2_reg_loss"] = ppo.l2_reg_loss_coef * _sum_of_squares(agent)
+    if ppo.l2_init_loss_coef > 0:
+        more["l2_init_loss"] = ppo.l2_init_loss_coef * agent.l2_init_loss()
     if kickstarter is not None:
-        ks_action, ks_value = kickstarter.loss(
+        more["ks_action_loss"], more["ks_value_loss"] = kickstarter.loss(
             agent_step, log_probs, values, experience, minibatch, totals.count_per_rank
         )
 
@@ -218,20 +221,11 @@ def process_minibatch_update(
         clipfrac=terms.clipfrac,
         importance=terms.importance,
         current_logprobs=terms.current_logprobs,
-        l2_reg_loss=l2_reg,
-        l2_init_loss=l2_init,
-        ks_action_loss=ks_action,
-        ks_value_loss=ks_value,
+        **more,
     )
-    return (
-        terms.policy_loss
-        - ppo.ent_coef * terms.entropy
-        + ppo.vf_coef * terms.value_loss
-        + l2_reg
-        + l2_init
-        + ks_action
-        + ks_value
-    )
+    for term in more.values():
+        loss = loss + term
+    return loss
 
 
 @dataclass
@@ -249,17 +243,15 @@ class MinibatchTotals:
 
 def minibatch_totals(advantages: Tensor, log_ratio: Tensor, mask: Tensor) -> MinibatchTotals:
     """One collective for everything that ranks must agree on; every rank calls it for every minibatch."""
-    kl = (log_ratio.exp() - 1) - log_ratio
-    counted = torch.where(mask, advantages, 0.0).double()
-    sums = torch.stack(
-        [mask.sum().double(), counted.sum(), (counted**2).sum(), torch.where(mask, kl, 0.0).sum().double()]
-    )
-    count, total, squares, kl_total = all_reduce_sum(sums).unbind()
+    kl = log_ratio.expm1() - log_ratio
+    counted, kl = torch.stack([advantages, kl]).masked_fill_(~mask, 0.0).double().flatten(1).unbind()
+    sums = torch.stack([counted.sum(), counted.dot(counted), kl.sum(), mask.count_nonzero().double()])
+    sums = all_reduce_sum(sums)
     _, world_size, _ = setup_distributed_vars()
-    count = count.clamp(min=1)
-    mean = total / count
-    std = (squares / count - mean**2).clamp(min=1e-8).sqrt()
-    return MinibatchTotals(mean.float(), std.float(), (kl_total / count).float(), (count / world_size).float())
+    count = sums[3].clamp(min=1)
+    mean, square, approx_kl, _ = (sums / count).unbind()
+    std = (square - mean.square()).clamp_(min=1e-8).sqrt_()
+    return MinibatchTotals(*torch.stack([mean, std, approx_kl, count / world_size]).float().unbind())
 
 
 def calculate_anneal_beta(epoch: int, trainer_cfg: TrainerConfig) -> float:
