@@ -10,14 +10,16 @@ from types import FrameType
 import numpy as np
 import torch
 
+from metta_ray.common.util.memory import keep_freed_memory
 from metta_ray.rl.distributed import all_reduce_sum, setup_distributed_vars
 
 
 def prepare_process(seed: int, *, threads: int = 1, rank: int | None = None) -> None:
-    """Seeds every generator of this process and sets torch's threads (0: this rank's share of the cores).
+    """Seeds every generator of this process, sets torch's threads (0: this rank's share of the cores) and keeps memory.
 
     Ranks get different numbers; ``rank`` None is that in the process group. Call it in the thread that computes.
     """
+    keep_freed_memory()
     _, world_size, own_rank = setup_distributed_vars()
     words = np.random.SeedSequence(seed, spawn_key=(own_rank if rank is None else rank,)).generate_state(3)
     torch.manual_seed(int(words[0]))

@@ -110,9 +110,11 @@ def _on_this_node(config: dict[str, Any]) -> dict[str, Any]:
 def _measure(config: RunConfig) -> dict[str, Any]:
     from metta_ray.agent.agent_config import agent_config_from
     from metta_ray.agent.formulations import choose_formulation
+    from metta_ray.common.util.memory import keep_freed_memory
     from metta_ray.rl.vecenv import training_factory
     from metta_ray.service.rates import measure_service_times
 
+    keep_freed_memory()  # as the processes of a run do
     spec, trainer = training_factory(config.trainer).spec(), config.trainer
     agent = agent_config_from(config.agent, default_architecture="mlp" if spec.vocabulary is None else "default")
     segments = max(1, trainer.minibatch_size // trainer.bptt_horizon)
