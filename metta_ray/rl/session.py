@@ -33,6 +33,8 @@ def prepare_thread(threads: int) -> None:
 
     Denormal numbers are flushed to zero: they slow some kernels a hundredfold.
     """
+    # The first question in a thread gives it the number that any thread set last: it must come before, not after.
+    torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
 

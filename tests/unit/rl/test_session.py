@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from metta_ray.rl import session
-from metta_ray.rl.session import StopRequest, prepare_process
+from metta_ray.rl.session import StopRequest, prepare_process, prepare_thread
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,26 @@ def test_threads_are_set(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(session, "setup_distributed_vars", lambda: (True, 4, 0))
     prepare_process(0, threads=0)
+    assert torch.get_num_threads() == 2
+
+
+def test_another_thread_that_is_prepared_later_changes_nothing_here():
+    prepared, go_on, found = threading.Event(), threading.Event(), []
+
+    def copy_beside_training() -> None:
+        prepare_thread(1)
+        prepared.set()
+        go_on.wait(10.0)
+        found.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=copy_beside_training)
+    thread.start()
+    assert prepared.wait(10.0)
+    prepare_thread(2)
+    go_on.set()
+    thread.join()
+
+    assert found == [1]
     assert torch.get_num_threads() == 2
 
 
