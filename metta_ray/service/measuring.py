@@ -21,7 +21,7 @@ from metta_ray.control.rates import ServiceTimes
 from metta_ray.service.run_config import RunConfig
 
 CACHE = MachineCache("runs")
-FORMAT = 3
+FORMAT = 4
 """Of what is kept: to be raised whenever measured values mean something else."""
 TIMEOUT_S = 120.0
 _TRAINER = ("env", "curriculum", "env_overrides", "batch_size", "minibatch_size", "bptt_horizon", "autocast")

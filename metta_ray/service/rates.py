@@ -45,6 +45,8 @@ SECONDS = 3.0
 MOST_ROWS = 256
 MOST_BYTES = 64e6
 WARM_UP = 3
+FEW_SEGMENTS = 256
+"""With fewer, looking again costs more for each; a learner's batch, which has more, would take too long."""
 MOST_THREADS, THREAD_TURNS = 16, 4
 
 Clock = Callable[[], float]
@@ -98,7 +100,7 @@ class _Measurement:
         pack_s, packed = _timed(lambda: _packed(experience), self._seconds / 4, time.thread_time)
         fragment_steps = experience.segments * experience.bptt_horizon
 
-        few = self._batch_for(experience, 0)
+        few = self._batch_for(experience, FEW_SEGMENTS)
         _stage(few, packed)
         batch = self._batch_for(experience, self._trainer.batch_size // self._trainer.bptt_horizon)
         batch_steps = batch.segments * batch.bptt_horizon
