@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel
 
 from metta_ray.common.errors import ConfigError
-from metta_ray.control.plan import Job, Layout, Resources, best_layout, floor_of, next_lever, predict
+from metta_ray.control.plan import AS_GOOD, Job, Layout, Resources, best_layout, floor_of, next_lever, predict
 from metta_ray.control.rates import ServiceTimes
 from metta_ray.service.run_config import RunConfig
 from metta_ray.service.sizes import Sizes, resolved_sizes
@@ -72,15 +72,11 @@ def chosen_layout(
     if not envs and (resources.cores is None or rollout.is_automatic):
         envs = resolved_sizes(config, agents_per_env).num_envs
     job = job_of(config, agents_per_env)
-    in_turn = replace(job, target_staleness=0)
-    may_take_turns = (
-        resources.cores is not None and not rollout.is_automatic and not _says(config.pacing, "target_staleness")
-    )
-    found: list[tuple[float, Job, Layout]] = []
-    for candidate in [job, in_turn] if may_take_turns else [job]:
+
+    def fastest(job: Job) -> tuple[Layout, float]:
         layout = best_layout(
             times,
-            candidate,
+            job,
             resources,
             workers=rollout.num_workers or None,
             replicas=config.learner.replicas or None,
@@ -88,8 +84,14 @@ def chosen_layout(
             threads=config.learner.threads if _says(config.learner, "threads") else None,
             max_processes=max_processes,
         )
-        found.append((predict(times, candidate, layout, resources).agent_steps_per_second, candidate, layout))
-    _, job, layout = max(found, key=lambda one: one[0])
+        return layout, predict(times, job, layout, resources).agent_steps_per_second
+
+    layout, rate = fastest(job)
+    if resources.cores is not None and not rollout.is_automatic and not _says(config.pacing, "target_staleness"):
+        in_turn = replace(job, target_staleness=0)
+        other, other_rate = fastest(in_turn)
+        if other_rate > (1.0 + AS_GOOD) * rate:
+            job, layout = in_turn, other
     return _completed(
         config, layout.workers, layout.replicas, layout.rows // agents_per_env, layout.threads, job.target_staleness
     )
