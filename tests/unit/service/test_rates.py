@@ -18,7 +18,8 @@ def trainer_of(preset: str) -> tuple[TrainerConfig, dict]:
 
 
 @pytest.mark.parametrize("preset", ["cartpole", "tmaze"])
-def test_every_part_takes_time(preset: str):
+def test_every_part_takes_time(preset: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rates, "THREAD_TURNS", 1)  # beside other tests threads that wait for each other take long
     trainer, agent = trainer_of(preset)
 
     times = rates.measure_service_times(trainer, agent, seconds=0.1)
