@@ -164,9 +164,10 @@ class EvaluationPool:
     def stop(self) -> None:
         """Ends all evaluators at once. What they play waits again, for the run's next start."""
         for member in list(self.members):
-            if member.number is not None:
+            is_playing = member.number is not None
+            if is_playing:
                 self._record({"kind": KIND, "what": "returned", "number": member.number})
-            self._remove(member, kill=True)
+            self._remove(member, kill=is_playing)  # Ray tells its user of a process that is killed, also of an idle one
 
     # Answers.
 
