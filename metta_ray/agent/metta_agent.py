@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from metta_ray.agent import spec_json
 from metta_ray.agent.action_head import ActionHead
 from metta_ray.agent.agent_config import AgentConfig
-from metta_ray.agent.derived import Derived
+from metta_ray.agent.held_weights import HeldWeights
 from metta_ray.agent.lstm import SequenceLSTM
 from metta_ray.agent.networks.layers import head
 from metta_ray.agent.networks.registry import build_network
@@ -84,7 +84,7 @@ class MettaAgent(nn.Module):
             bounds = [config.clip_range * largest for largest in largest_weights(weight_matrices(self)).values()]
             self.register_buffer("clip_bounds", torch.tensor(bounds))
         self.autocast_dtype: torch.dtype | None = None
-        self._held, self._held_critic = Derived(_cast), Derived(_cast)
+        self._held, self._held_critic = HeldWeights(), HeldWeights()
         # What the environment's (feature id, value) pairs are called here; empty while they need no renaming.
         self.register_buffer("token_pairs", torch.empty(0, 2, dtype=torch.uint8), persistent=False)
 
@@ -141,15 +141,13 @@ class MettaAgent(nn.Module):
             return nullcontext()  # whatever the caller has chosen
         return torch.autocast(device.type, dtype=self.autocast_dtype)
 
-    def _encoded(self, network: nn.Module, held: Derived[list[Tensor]], obs_N: Tensor) -> Tensor:
-        """Features ``(N, F)``. While acting in low precision weights are cast once per version, not at each step."""
+    def _encoded(self, network: nn.Module, held: HeldWeights, obs_N: Tensor) -> Tensor:
+        """Features ``(N, F)``."""
         features: Tensor
         if self.autocast_dtype is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             features = network(obs_N)
-            return features
-        names, weights = zip(*network.named_parameters(), strict=True)
-        cast_weights = held(*weights, dtype=self.autocast_dtype)
-        features = torch.func.functional_call(network, dict(zip(names, cast_weights, strict=True)), (obs_N,))
+        else:
+            features = held.call(network, obs_N, self.autocast_dtype)
         return features
 
     def _flattened(self, obs: Tensor) -> tuple[int, int, Tensor]:
@@ -328,10 +326,6 @@ class MettaAgent(nn.Module):
     def compute_weight_metrics(self) -> dict[str, dict[str, float]]:
         """Statistics of every weight matrix, by name; see ``weights.weight_metrics``."""
         return weight_metrics(weight_matrices(self))
-
-
-def _cast(*weights: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    return [weight.to(dtype) for weight in weights]
 
 
 def _joined(features: Tensor, sides: Tensor | None) -> Tensor:

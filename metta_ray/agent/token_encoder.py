@@ -13,18 +13,26 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from metta_ray.agent.precision import compute_dtype
+from metta_ray.agent.token_lookup import (
+    GLOBAL_LOCATION,
+    PADDING,
+    TokenTables,
+    entries_of,
+    global_columns,
+    scalars_of,
+)
 from metta_ray.agent.vocabulary import token_layout
 from metta_ray.envs.env_spec import EnvSpec
 
-GLOBAL_LOCATION = 0xFE
-PADDING = 0xFF
+# ``used_tokens`` looks at every so many columns first.
+COLUMNS_PER_LOOK = 16
 
 
 class SparseBox(NamedTuple):
     """Filled places only, one row's after another's; entries for the same place add up.
 
     place: int32 ``(E,)`` in ``[0, K)``, cell · C + channel. value: float32 ``(E,)``. row: int64 ``(E,)``, whose entry
-    it is. start: int64 ``(N,)``, where a row's entries begin. scalars: float32 ``(N, G)``.
+    it is. start: int32 ``(N,)``, where a row's entries begin. scalars: float32 ``(N, G)``.
     """
 
     place: Tensor
@@ -55,19 +63,20 @@ class TokenEncoder(nn.Module):
         self.height, self.width = vocabulary.height, vocabulary.width
         self.num_channels, self.num_scalars = max(1, len(layout.channels)), len(layout.scalars)
         self.num_places = self.height * self.width * self.num_channels
-        for name in ("channel", "channel_value", "scalar", "scalar_value"):
-            self.register_buffer(name, torch.from_numpy(getattr(layout, name)), persistent=False)
-        cell = torch.zeros(256, dtype=torch.int32)
-        is_inside = torch.zeros(256)
-        for row in range(self.height):
-            for column in range(self.width):
-                cell[row << 4 | column] = (row * self.width + column) * self.num_channels
-                is_inside[row << 4 | column] = 1.0
-        self.register_buffer("cell", cell, persistent=False)
-        self.register_buffer("is_inside", is_inside, persistent=False)
+        self._tables = TokenTables.of(layout, self.height, self.width)
+        for name, table in self._tables.by_name().items():
+            self.register_buffer(name, torch.from_numpy(table), persistent=False)
 
     def forward(self, obs: Tensor) -> SparseBox:
         obs = obs[:, : used_tokens(obs)]
+        if obs.is_cpu and not torch.compiler.is_compiling():
+            array = obs.numpy()
+            scalars = scalars_of(array, self._tables, self.num_scalars)
+            return SparseBox(*map(torch.from_numpy, (*entries_of(array, self._tables), scalars)))
+        return self.on_device(obs)
+
+    def on_device(self, obs: Tensor) -> SparseBox:
+        """The look-up in torch's operations alone."""
         # The longest list is several times as long as the mean, so padding is left out row by row.
         has_place = obs[:, :, 0] < GLOBAL_LOCATION
         entry = has_place.flatten().nonzero().squeeze(1)
@@ -76,12 +85,13 @@ class TokenEncoder(nn.Module):
         pair = torch.add(number, feature, alpha=256)
         place = _looked_up(self.cell, location).add_(_looked_up(self.channel, pair))
         value = _looked_up(self.is_inside, location).mul_(_looked_up(self.channel_value, pair))
-        return SparseBox(place, value, entry // obs.shape[1], counts.cumsum(0) - counts, self._scalars(obs))
+        start = (counts.cumsum(0) - counts).int()
+        return SparseBox(place, value, entry // obs.shape[1], start, self._scalars(obs))
 
     def _scalars(self, obs: Tensor) -> Tensor:
         scalars = torch.zeros(len(obs), self.num_scalars, device=obs.device)
         # Globals come first: a few columns hold them all.
-        few = global_columns(obs) if self.num_scalars else 0
+        few = global_columns(_locations(obs)) if self.num_scalars else 0
         if few:
             location, feature, number = obs[:, :few].permute(2, 0, 1).int()
             pair = torch.add(number, feature, alpha=256)
@@ -100,33 +110,25 @@ class TokenEncoder(nn.Module):
 def used_tokens(obs: Tensor) -> int:
     """Length of the longest filled prefix in ``(N, W, 3)``, at least 1.
 
-    Tokens are packed to the front, so a column is all padding if and only if the later ones are: bisection, after a
-    look at the last one, for most observations come here trimmed.
+    Tokens are packed to the front, so a column is all padding if and only if the later ones are. The last one is
+    looked at first, for most observations come here trimmed.
     """
     locations = _locations(obs)
-    low, high = 1, obs.shape[1]
-    if high <= 1 or bool((locations[:, high - 1] != PADDING).any()):
-        return max(1, high)
-    while low < high:
-        middle = (low + high) // 2
-        if bool((locations[:, middle] != PADDING).any()):
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    width = obs.shape[1]
+    if width <= 1 or _filled_columns(locations[:, width - 1 :]):
+        return max(1, width)
+    looks = _filled_columns(locations[:, ::COLUMNS_PER_LOOK])
+    before = max(0, looks - 1) * COLUMNS_PER_LOOK
+    return max(1, before + _filled_columns(locations[:, before : before + COLUMNS_PER_LOOK]))
 
 
-def global_columns(obs: Tensor) -> int:
-    """Columns of ``(N, W, 3)`` up to the last one that has a global anywhere."""
-    has_globals = (_locations(obs) == GLOBAL_LOCATION).any(0).nonzero()
-    last = has_globals[0] if isinstance(has_globals, tuple) else has_globals[:, 0]
-    return int(last[-1]) + 1 if len(last) else 0
+def _filled_columns(locations: Any) -> int:
+    return int((locations != PADDING).any(0).sum())
 
 
 def _locations(obs: Tensor) -> Any:
     """First bytes ``(N, W)``; on the CPU as an array, which answers small questions in a fraction of the time."""
-    locations = obs[:, :, 0]
-    return locations if locations.device.type != "cpu" else locations.numpy()
+    return obs.numpy()[:, :, 0] if obs.is_cpu else obs[:, :, 0]
 
 
 def _looked_up(table: Tensor, index: Tensor) -> Tensor:

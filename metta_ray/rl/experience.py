@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -24,6 +25,7 @@ from metta_ray.agent.policy_state import PolicyState
 from metta_ray.agent.token_encoder import PADDING, used_tokens
 from metta_ray.common.errors import ConfigError, UsageError
 from metta_ray.envs.env_spec import TokenSpace
+from metta_ray.rl.host_views import Writable, put, writable
 from metta_ray.rl.random_streams import MINIBATCHES, random_stream, stream_seed
 from metta_ray.rl.rollout_state import RolloutState, action_dtype
 
@@ -109,6 +111,7 @@ class Experience:
         self._reward_centering_rate = reward_centering_rate
         self._mean_reward = torch.zeros(total_agents, device=device)
         self._centered_rewards = torch.zeros_like(self._rewards) if reward_centering_rate else self._rewards
+        self._written = _Written.of(self)
 
         # Cursors live on the host: reading them from a device would stall it at every step.
         self._steps = np.zeros(total_agents, np.int64)
@@ -177,14 +180,15 @@ class Experience:
             self._keep_initial_state(rows, env_id)
 
         self._store_obs(rows, column, obs)
-        self.actions[rows, column] = actions
-        self.logprobs[rows, column] = logprobs
-        self.values[rows, column] = values.flatten()
+        written, place = self._written, (rows, column)
+        put(written.actions, place, actions)
+        put(written.logprobs, place, logprobs)
+        put(written.values, place, values.flatten())
         self._store_outcome(rows, column, rewards, dones, truncations, mask, truncation_values)
         self._center_rewards(segment, column, env_id)
         self._keep_rollout_state(env_id, lstm_state, actions)
         self._steps[env_id] += 1
-        return int(mask.cpu().numpy().sum())
+        return int(np.count_nonzero(mask.numpy(force=True)))
 
     def close(
         self,
@@ -389,20 +393,20 @@ class Experience:
 
     def _store_obs(self, rows: slice, column: int, obs: Tensor) -> None:
         if not self._stores_tokens:
-            self.obs[rows, column] = obs
+            put(self._written.obs, (rows, column), obs)
             return
-        used = used_tokens(obs)
-        if used > self.obs.shape[2]:
+        if obs.shape[1] > self.obs.shape[2] and (used := used_tokens(obs)) > self.obs.shape[2]:
             self._widen_obs(min(math.ceil(used / TOKEN_BLOCK) * TOKEN_BLOCK, max(used, obs.shape[1])))
         width = min(self.obs.shape[2], obs.shape[1])
-        self.obs[rows, column, :width] = obs[:, :width]
-        self.obs[rows, column, width:] = PADDING
+        put(self._written.obs, (rows, column, slice(width)), obs[:, :width])
+        put(self._written.obs, (rows, column, slice(width, None)), PADDING)
 
     def _widen_obs(self, width: int) -> None:
         S, T, narrow, _ = self.obs.shape
         wide = torch.full((S, T, width, 3), PADDING, dtype=self.obs.dtype, device=self._obs_device)
         wide[:, :, :narrow] = self.obs
         self.obs = wide.pin_memory() if self._pin_obs else wide
+        self._written.obs = writable(self.obs)
 
     def _rows(self, env_id: slice, segment: int) -> slice:
         first = segment * self.total_agents
@@ -448,11 +452,12 @@ class Experience:
         mask: Tensor,
         truncation_values: Tensor | None,
     ) -> None:
-        self._rewards[rows, column] = rewards
-        self._dones[rows, column] = dones
-        self._truncateds[rows, column] = truncations
-        self._masks[rows, column] = mask
-        self.truncation_values[rows, column] = 0.0 if truncation_values is None else truncation_values
+        written, place = self._written, (rows, column)
+        put(written.rewards, place, rewards)
+        put(written.dones, place, dones)
+        put(written.truncateds, place, truncations)
+        put(written.masks, place, mask)
+        put(written.truncation_values, place, 0.0 if truncation_values is None else truncation_values)
 
     def _close(
         self,
@@ -505,6 +510,26 @@ class Experience:
             "last_values": chosen(self.last_values),
             "truncation_values": chosen(self.truncation_values),
         }
+
+
+@dataclass
+class _Written:
+    """The buffers of ``store``, in the form in which they are written to."""
+
+    obs: Writable
+    actions: Writable
+    logprobs: Writable
+    values: Writable
+    rewards: Writable
+    dones: Writable
+    truncateds: Writable
+    masks: Writable
+    truncation_values: Writable
+
+    @classmethod
+    def of(cls, experience: Experience) -> _Written:
+        tensors = experience._fragment_tensors()
+        return cls(**{one.name: writable(tensors[one.name]) for one in fields(cls)})
 
 
 def _copy(target: Tensor, array: np.ndarray[Any, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metta_ray.agent.metta_agent import MettaAgent
@@ -46,8 +47,7 @@ def perform_rollout_step(
         return 0, infos
 
     with _timed(timer, "_rollout.inference"):
-        inputs = _Inputs(received, vecenv, device)
-        inputs.dones |= experience.rollout_state.is_new[rows]
+        inputs = _Inputs(received, experience.rollout_state.is_new[rows], vecenv, device)
         truncation_values = _truncation_values(agent, vecenv, experience, received, rows, inputs)
         state = experience.rollout_state.policy_state(rows, resets=inputs.resets, last_rewards=inputs.rewards)
         actions, logprobs, values = agent.act(inputs.obs, state)
@@ -75,23 +75,25 @@ def perform_rollout_step(
 
 
 class _Inputs:
-    """One group's arrays as tensors on the device; observations without their padding."""
+    """One group's arrays as tensors on the device; observations without their padding.
 
-    def __init__(self, received: Received, vecenv: VecEnv, device: torch.device | str):
+    resets: ``dones``, or None where there are none: the policy then has less to do.
+    """
+
+    def __init__(
+        self, received: Received, is_new: NDArray[np.bool_], vecenv: VecEnv, device: torch.device | str
+    ) -> None:
+        # Flags are put together on the host, where that costs next to nothing and stalls no device.
+        dones = received.terminals | received.truncations | is_new
         self.obs = _observation_tensor(received.obs, vecenv, device)
         self.rewards = torch.from_numpy(received.rewards).to(device)
         self.truncations = torch.from_numpy(received.truncations).to(device)
-        self.dones = torch.from_numpy(received.terminals).to(device) | self.truncations
+        self.dones = torch.from_numpy(dones).to(device)
         self.mask = torch.from_numpy(received.masks).to(device)
-
-    @property
-    def resets(self) -> Tensor | None:
-        """``dones``, or None where there are none and it costs nothing to know: the policy then has less to do."""
-        is_on_host = self.dones.device.type == "cpu"
-        return None if is_on_host and not self.dones.numpy().any() else self.dones
+        self.resets = self.dones if dones.any() else None
 
 
-def _observation_tensor(obs: np.ndarray[Any, Any], vecenv: VecEnv, device: torch.device | str) -> Tensor:
+def _observation_tensor(obs: NDArray[Any], vecenv: VecEnv, device: torch.device | str) -> Tensor:
     tensor = torch.from_numpy(obs)
     if isinstance(vecenv.driver_env.observation_space, TokenSpace):
         tensor = tensor[:, : used_tokens(tensor)]
@@ -115,7 +117,7 @@ def _close(
 ) -> None:
     """Completes full rows with what came after their last action, and leaves the group for the next rollout."""
     with _timed(timer, "_rollout.inference"):
-        inputs = _Inputs(received, vecenv, device)
+        inputs = _Inputs(received, experience.rollout_state.is_new[rows], vecenv, device)
         truncation_values = _truncation_values(agent, vecenv, experience, received, rows, inputs)
         state = experience.rollout_state.policy_state(rows, resets=inputs.resets, last_rewards=inputs.rewards)
         values = agent.value(inputs.obs, state)
@@ -138,12 +140,13 @@ def _truncation_values(
     received: Received,
     rows: slice,
     inputs: _Inputs,
-) -> Tensor:
-    """Values of the true final observations of episodes that were cut by a limit; 0 elsewhere: ``(n,)``."""
-    values = torch.zeros_like(inputs.rewards)
+) -> Tensor | None:
+    """Values of the true final observations of episodes that were cut by a limit, 0 elsewhere: ``(n,)``. None where
+    none was cut."""
     cut = np.flatnonzero(received.truncations & ~received.terminals & received.masks)
     if len(cut) == 0:
-        return values
+        return None
+    values = torch.zeros_like(inputs.rewards)
     # Their episode goes on in imagination: the recurrent state is not reset for this look.
     where = torch.from_numpy(cut).to(values.device)
     state = experience.rollout_state.policy_state(

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from metta_ray.agent.policy_state import PolicyState
+from metta_ray.rl.host_views import put, writable
 from metta_ray.rl.random_streams import ACTIONS, random_stream
 
-_SAVED = ("lstm_h", "lstm_c", "last_actions", "is_new")
+_TENSORS = ("lstm_h", "lstm_c", "last_actions")
 
 
 class RolloutState:
     """Recurrent state and last action per agent.
 
     lstm_h, lstm_c: float32 ``(L, N, H)``; L = 0 for a policy without recurrence.
-    last_actions: ``(N, *action_shape)``, int64 or float32. is_new: bool ``(N,)``, True until an agent first acts: its
-        first observation begins an episode, though no episode ended before it.
+    last_actions: ``(N, *action_shape)``, int64 or float32. is_new: bool ``(N,)`` on the host, True until an agent first
+        acts: its first observation begins an episode, though no episode ended before it.
     generator: draws the actions.
     """
 
@@ -42,8 +43,9 @@ class RolloutState:
         self.last_actions = torch.zeros(
             (num_agents, *(action_space.shape or ())), dtype=action_dtype(action_space), device=device
         )
-        self.is_new = torch.ones(num_agents, dtype=torch.bool, device=device)
+        self.is_new = np.ones(num_agents, bool)
         self.generator = random_stream(ACTIONS, device)
+        self._written = [writable(buffer) for buffer in (self.lstm_h, self.lstm_c, self.last_actions)]
 
     @property
     def is_recurrent(self) -> bool:
@@ -62,25 +64,26 @@ class RolloutState:
 
     def update(self, rows: slice, state: PolicyState, actions: Tensor) -> None:
         """Keeps what the policy left in ``state`` after acting."""
+        lstm_h, lstm_c, last_actions = self._written
         if self.is_recurrent:
             assert state.lstm_h is not None
             assert state.lstm_c is not None
-            self.lstm_h[:, rows] = state.lstm_h
-            self.lstm_c[:, rows] = state.lstm_c
-        self.last_actions[rows] = actions
+            put(lstm_h, (slice(None), rows), state.lstm_h)
+            put(lstm_c, (slice(None), rows), state.lstm_c)
+        put(last_actions, rows, actions)
         self.is_new[rows] = False
 
     def state_dict(self) -> dict[str, Any]:
-        arrays = {name: getattr(self, name).cpu().numpy().copy() for name in _SAVED}
-        return {**arrays, "generator": self.generator.get_state().numpy()}
+        arrays = {name: getattr(self, name).cpu().numpy().copy() for name in _TENSORS}
+        return {**arrays, "is_new": self.is_new.copy(), "generator": self.generator.get_state().numpy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError where shapes differ (another number of agents or another policy)."""
-        for name in _SAVED:
-            tensor, array = getattr(self, name), np.asarray(state[name])
-            if tuple(tensor.shape) != array.shape:
-                raise ValueError(f"rollout state {name} has shape {array.shape}, expected {tuple(tensor.shape)}")
-            tensor.copy_(torch.from_numpy(array))
+        for name in (*_TENSORS, "is_new"):
+            own, array = getattr(self, name), np.asarray(state[name])
+            if tuple(own.shape) != array.shape:
+                raise ValueError(f"rollout state {name} has shape {array.shape}, expected {tuple(own.shape)}")
+            own[...] = torch.from_numpy(array) if name in _TENSORS else array
         self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
 
 
