@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 # Stands in for -inf where a probability of 0 is multiplied by its logarithm: 0 · -inf would be nan.
@@ -46,15 +48,26 @@ class Categorical:
         return self.log_probs.exp()
 
     def sample(self, generator: Generator | None = None) -> Tensor:
-        # The first of A exponential clocks with rates p rings for choice a with probability p_a.
-        clocks = torch.empty_like(self.log_probs).exponential_(generator=generator)
-        return (self._probs.detach() / clocks).argmax(dim=-1).to(torch.int32)
+        probs = self._probs.detach()
+        if probs.is_cpu and not torch.compiler.is_compiling():
+            return torch.from_numpy(draw_on_host(probs.numpy(), generator))
+        sums = probs.cumsum(dim=-1, dtype=torch.float64)
+        uniform = torch.rand(len(probs), 1, generator=generator, device=probs.device)
+        return (sums > uniform * sums[:, -1:]).int().argmax(dim=-1).to(torch.int32)
 
     def log_prob(self, action: Tensor) -> Tensor:
         return self.log_probs.gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
         return -(self._probs * self.log_probs.clamp_min(LOG_ZERO)).sum(dim=-1)
+
+
+def draw_on_host(weights: NDArray[np.float32], generator: Generator | None) -> NDArray[np.int32]:
+    """``(N,)`` choices with probabilities in proportion to ``(N, A)`` weights, by inversion: the first choice up to
+    which the weights sum up to more than a uniform part of their whole sum."""
+    uniform = torch.rand(len(weights), 1, generator=generator).numpy()
+    sums = np.add.accumulate(weights, axis=-1, dtype=np.float64)  # in which a part stays below the whole
+    return (sums > uniform * sums[:, -1:]).argmax(axis=-1).astype(np.int32)
 
 
 class MultiCategorical:

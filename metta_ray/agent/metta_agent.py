@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +19,10 @@ from metta_ray.agent import spec_json
 from metta_ray.agent.action_head import ActionHead
 from metta_ray.agent.agent_config import AgentConfig
 from metta_ray.agent.held_weights import HeldWeights
+from metta_ray.agent.host_mlp import HostMlp, most_rows
 from metta_ray.agent.lstm import SequenceLSTM
 from metta_ray.agent.networks.layers import head
+from metta_ray.agent.networks.mlp import VectorMlp
 from metta_ray.agent.networks.registry import build_network
 from metta_ray.agent.policy_state import PolicyState
 from metta_ray.agent.precision import in_float32
@@ -84,9 +87,20 @@ class MettaAgent(nn.Module):
             bounds = [config.clip_range * largest for largest in largest_weights(weight_matrices(self)).values()]
             self.register_buffer("clip_bounds", torch.tensor(bounds))
         self.autocast_dtype: torch.dtype | None = None
+        self._host_mlp, self._host_obs_shape = HostMlp(), spec.obs_shape
+        self._most_host_rows = self._rows_for_host()
         self._held, self._held_critic = HeldWeights(), HeldWeights()
         # What the environment's (feature id, value) pairs are called here; empty while they need no renaming.
         self.register_buffer("token_pairs", torch.empty(0, 2, dtype=torch.uint8), persistent=False)
+
+    def _rows_for_host(self) -> int:
+        """The most rows for which ``act`` may take the way of ``host_mlp``."""
+        network, critic = self.network, self.critic_network
+        is_mlp = isinstance(network, VectorMlp) and network.scale == 1.0 and self.spec.obs_dtype == np.float32
+        if not is_mlp or self.lstm is not None or self.config.side_inputs or self.action_head.kind != "Discrete":
+            return 0
+        critic_layers = None if critic is None else cast(VectorMlp, critic).layers
+        return most_rows(cast(VectorMlp, network).layers, critic_layers, self.actor, self.critic)
 
     # -- Acting and evaluating ------------------------------------------------------------------------------
 
@@ -112,6 +126,10 @@ class MettaAgent(nn.Module):
 
     def act(self, obs: Tensor, state: PolicyState) -> tuple[Tensor, Tensor, Tensor]:
         """(action, logprob, value) as ``forward`` draws them: what a rollout needs, and no gradient."""
+        if self._acts_on_host(obs):
+            encoder = cast(VectorMlp, self.network).layers
+            critic_encoder = None if self.critic_network is None else cast(VectorMlp, self.critic_network).layers
+            return self._host_mlp.act(obs, encoder, critic_encoder, self.actor, self.critic, state.generator)
         core, critic_core, _ = self._cores(obs, state)
         with in_float32(obs.device):
             distribution = self.action_head.distribution(self.actor(core.float()))
@@ -124,6 +142,17 @@ class MettaAgent(nn.Module):
         with in_float32(obs.device):
             value: Tensor = self.critic(critic_core.float())
         return value.squeeze(1)
+
+    def _acts_on_host(self, obs: Tensor) -> bool:
+        return (
+            len(obs) <= self._most_host_rows
+            and obs.is_cpu
+            and tuple(obs.shape[1:]) == self._host_obs_shape
+            and self.autocast_dtype is None
+            and not self.action_head.is_adapted
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+        )
 
     def _cores(self, obs: Tensor, state: PolicyState) -> tuple[Tensor, Tensor, int]:
         """What actor and critic read, each ``(N, H)``, and N. Updates ``state``."""

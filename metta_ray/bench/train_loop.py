@@ -173,7 +173,7 @@ def parts_of_the_library() -> list[Place]:
         (Experience, "close", always("storing")),
         (Experience, "sample_minibatch", always("minibatches")),
         (update, "batch_advantages", always("advantage")),
-        (update, "compute_advantage", always("advantage")),
+        (update, "generalized_advantages", always("advantage")),
         (update, "fused_ppo_loss", always("loss")),
         (update, "minibatch_totals", always("loss")),
         (update, "all_reduce_sum", always("exchange")),

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metta_ray.rl.arrays import Array, as_tensor, library_of, native, quietly
 
 @torch.no_grad()
 def compute_advantage(
@@ -56,46 +57,63 @@ def compute_advantage(
     if truncation_values is not None:
         _require_shape("truncation_values", truncation_values, (rows, columns))
 
-    next_values = values[:, 1:]
     if last_values is not None:
         _require_shape("last_values", last_values, (rows,))
-        next_values = torch.cat([next_values, last_values.unsqueeze(1)], dim=1)
-
-    steps = columns - 1
-    values, ratio = values[:, :steps].to(device), importance_sampling_ratio[:, :steps].to(device)
-    continues = 1.0 - dones[:, 1:].to(device)
-    bootstrap = continues * next_values.to(device)
-    if truncation_values is not None:
-        bootstrap += truncation_values[:, 1:].to(device)
-
-    td_error = torch.add(rewards[:, 1:].to(device), bootstrap, alpha=gamma).sub_(values)
-    delta = ratio.clamp(max=vtrace_rho_clip).mul_(td_error)
-    decay = ratio.clamp(max=vtrace_c_clip).mul_(continues).mul_(gamma * gae_lambda)
-    advantages[:, :steps] = _accumulated(delta, decay)
+    given = [values, rewards, dones, importance_sampling_ratio, last_values, truncation_values]
+    arrays = [None if tensor is None else native(tensor.to(device)) for tensor in given]
+    result = generalized_advantages(*arrays, gamma, gae_lambda, vtrace_rho_clip, vtrace_c_clip)
+    advantages[:, : columns - 1] = as_tensor(result)
     return advantages
 
 
-def _accumulated(delta: Tensor, decay: Tensor) -> Tensor:
-    """``delta[:, t] + decay[:, t] · result[:, t + 1]``; both ``(S, T)``, and written to."""
+def generalized_advantages(
+    values: Array,
+    rewards: Array,
+    dones: Array,
+    ratio: Array,
+    last_values: Array | None,
+    truncation_values: Array | None,
+    gamma: float,
+    gae_lambda: float,
+    rho_clip: float,
+    c_clip: float,
+) -> Array:
+    """``compute_advantage`` of ``arrays.native`` ones: ``(S, T)``, or ``(S, T - 1)`` without ``last_values``."""
+    next_values = values[:, 1:]
+    if last_values is not None:
+        next_values = library_of(values).concatenate([next_values, last_values[:, None]], 1)
+    steps = rewards.shape[1] - 1
+    ratio = ratio[:, :steps]
+    with quietly():
+        continues = 1.0 - dones[:, 1:]
+        bootstrap = continues * next_values
+        if truncation_values is not None:
+            bootstrap += truncation_values[:, 1:]
+        delta = (rewards[:, 1:] + gamma * bootstrap - values[:, :steps]) * ratio.clip(max=rho_clip)
+        decay = ratio.clip(max=c_clip) * continues * (gamma * gae_lambda)
+        return _accumulated(delta, decay)
+
+
+def _accumulated(delta: Array, decay: Array) -> Array:
+    """``delta[:, t] + decay[:, t] · result[:, t + 1]``; both ``(S, T)``."""
     # Time runs along the first axis here, so that each step of the recurrence works on a dense row.
-    delta_TS, decay_TS = delta.t().contiguous(), decay.t().contiguous()
-    if delta.device.type == "cpu":
-        # For rows as short as these numpy takes a third of torch's time.
-        rows, decays = list(delta_TS.numpy()), list(decay_TS.numpy())
-        with np.errstate(invalid="ignore", over="ignore"):  # a loss that is not finite is met where it matters
-            for t in range(len(rows) - 2, -1, -1):
-                decays[t] *= rows[t + 1]
-                rows[t] += decays[t]
+    if isinstance(delta, np.ndarray):
+        delta_TS = np.ascontiguousarray(delta.T)
+        rows, decays = list(delta_TS), list(np.ascontiguousarray(decay.T))
+        for t in range(len(rows) - 2, -1, -1):
+            decays[t] *= rows[t + 1]
+            rows[t] += decays[t]
     else:
-        on_device, decays_on_device = delta_TS.unbind(), decay_TS.unbind()
+        delta_TS = delta.t().contiguous()
+        on_device, decays_on_device = delta_TS.unbind(), decay.t().contiguous().unbind()
         for t in range(len(on_device) - 2, -1, -1):
             on_device[t].addcmul_(decays_on_device[t], on_device[t + 1])
-    return delta_TS.t()
+    return delta_TS.T
 
 
-def normalize_advantages(advantages: Tensor, mean: Tensor, std: Tensor, mask: Tensor) -> Tensor:
+def normalize_advantages(advantages: Array, mean: Array | float, std: Array | float, mask: Array) -> Array:
     """(A - mean) / (std + 1e-8) where ``mask`` is True, 0 elsewhere; all ``(S, T)``, mean and std scalars."""
-    return torch.where(mask, (advantages - mean) / (std + 1e-8), 0.0)
+    return library_of(advantages).where(mask, (advantages - mean) / (std + 1e-8), 0.0)
 
 
 def _require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

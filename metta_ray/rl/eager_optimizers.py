@@ -51,8 +51,7 @@ class Adam(_Eager, torch.optim.Adam):
     @torch.no_grad()
     def _fused_step(self) -> None:
         for group in self.param_groups:
-            tensors: list[list[torch.Tensor]] = [[] for _ in range(6)]
-            self._init_group(group, *tensors)  # type: ignore[no-untyped-call]
+            tensors = self._tensors_of(group)
             *_, step_counts = tensors
             if not step_counts:
                 continue
@@ -69,6 +68,18 @@ class Adam(_Eager, torch.optim.Adam):
                 amsgrad=group["amsgrad"],
                 maximize=group["maximize"],
             )
+
+
+    def _tensors_of(self, group: dict[str, Any]) -> list[list[torch.Tensor]]:
+        """Parameters with a gradient, their gradients, means, means of squares, largest of these, and step counts."""
+        with_gradient = [one for one in group["params"] if one.grad is not None]
+        states = [self.state[one] for one in with_gradient]
+        if not all(states) or group["amsgrad"]:
+            tensors: list[list[torch.Tensor]] = [[] for _ in range(6)]
+            self._init_group(group, *tensors)  # type: ignore[no-untyped-call]
+            return tensors
+        kept = [[state[name] for state in states] for name in ("exp_avg", "exp_avg_sq")]
+        return [with_gradient, [one.grad for one in with_gradient], *kept, [], [state["step"] for state in states]]
 
 
 class Muon(_Eager, torch.optim.Muon):

@@ -25,7 +25,7 @@ from metta_ray.agent.policy_state import PolicyState
 from metta_ray.agent.token_encoder import PADDING, used_tokens
 from metta_ray.common.errors import ConfigError, UsageError
 from metta_ray.envs.env_spec import TokenSpace
-from metta_ray.rl.host_views import Writable, put, writable
+from metta_ray.rl.arrays import Array, Numbers, native, on_host, put
 from metta_ray.rl.random_streams import MINIBATCHES, random_stream, stream_seed
 from metta_ray.rl.rollout_state import RolloutState, action_dtype
 
@@ -115,6 +115,7 @@ class Experience:
 
         # Cursors live on the host: reading them from a device would stall it at every step.
         self._steps = np.zeros(total_agents, np.int64)
+        self._num_stored = 0  # sum of the above
         self._closed = np.zeros(total_agents, bool)
         self._order = torch.arange(S, device=device)
         self._seed = torch.initial_seed()
@@ -127,12 +128,12 @@ class Experience:
     @property
     def ready_for_training(self) -> bool:
         """True when every row is full."""
-        return bool((self._steps == self._steps_per_agent).all())
+        return self._num_stored == self.total_agents * self._steps_per_agent
 
     @property
     def is_empty(self) -> bool:
         """True until something is stored in this rollout."""
-        return not self._steps.any()
+        return self._num_stored == 0
 
     def is_full(self, env_id: slice) -> bool:
         """True when the rows of these agents are full for this rollout."""
@@ -145,6 +146,7 @@ class Experience:
     def reset_for_rollout(self) -> None:
         """Starts a new batch. The recurrent state of the agents is kept."""
         self._steps[:] = 0
+        self._num_stored = 0
         self._closed[:] = False
         self._masks[:, -1] = False
         self.ratio.fill_(1.0)
@@ -155,20 +157,21 @@ class Experience:
         obs: Tensor,
         actions: Tensor,
         logprobs: Tensor,
-        rewards: Tensor,
-        dones: Tensor,
-        truncations: Tensor,
+        rewards: Numbers,
+        dones: Numbers,
+        truncations: Numbers,
         values: Tensor,
         env_id: slice,
-        mask: Tensor,
+        mask: Numbers,
         lstm_state: dict[str, Tensor] | PolicyState | None = None,
         *,
         truncation_values: Tensor | None = None,
     ) -> int:
-        """Appends one step of the agents ``env_id``; returns how many of them ``mask`` lets count.
+        """Appends one step of the agents ``env_id``; returns how many of them ``mask`` lets count. What environments give
+        may come as arrays.
 
         dones: ``(n,)``, the episode ended, by its task or by a limit; truncations: it ended by a limit.
-        truncation_values: value of the true final observation where truncated, else 0.
+        truncation_values: value of the true final observation where truncated, else 0; None: 0 everywhere.
         lstm_state: recurrent state after this step (``lstm_h``, ``lstm_c`` of shape ``(L, n, H)``).
         """
         segment, column = divmod(self._steps_of(env_id), self.bptt_horizon)
@@ -188,16 +191,17 @@ class Experience:
         self._center_rewards(segment, column, env_id)
         self._keep_rollout_state(env_id, lstm_state, actions)
         self._steps[env_id] += 1
-        return int(np.count_nonzero(mask.numpy(force=True)))
+        self._num_stored += env_id.stop - env_id.start
+        return int(np.count_nonzero(on_host(mask)))
 
     def close(
         self,
-        rewards: Tensor,
-        dones: Tensor,
-        truncations: Tensor,
+        rewards: Numbers,
+        dones: Numbers,
+        truncations: Numbers,
         values: Tensor,
         env_id: slice,
-        mask: Tensor,
+        mask: Numbers,
         *,
         truncation_values: Tensor | None = None,
     ) -> None:
@@ -406,7 +410,7 @@ class Experience:
         wide = torch.full((S, T, width, 3), PADDING, dtype=self.obs.dtype, device=self._obs_device)
         wide[:, :, :narrow] = self.obs
         self.obs = wide.pin_memory() if self._pin_obs else wide
-        self._written.obs = writable(self.obs)
+        self._written.obs = native(self.obs)
 
     def _rows(self, env_id: slice, segment: int) -> slice:
         first = segment * self.total_agents
@@ -446,10 +450,10 @@ class Experience:
         self,
         rows: slice,
         column: int,
-        rewards: Tensor,
-        dones: Tensor,
-        truncations: Tensor,
-        mask: Tensor,
+        rewards: Numbers,
+        dones: Numbers,
+        truncations: Numbers,
+        mask: Numbers,
         truncation_values: Tensor | None,
     ) -> None:
         written, place = self._written, (rows, column)
@@ -462,10 +466,10 @@ class Experience:
     def _close(
         self,
         rows: slice,
-        rewards: Tensor,
-        dones: Tensor,
-        truncations: Tensor,
-        mask: Tensor,
+        rewards: Numbers,
+        dones: Numbers,
+        truncations: Numbers,
+        mask: Numbers,
         values: Tensor,
         truncation_values: Tensor | None,
     ) -> None:
@@ -516,20 +520,20 @@ class Experience:
 class _Written:
     """The buffers of ``store``, in the form in which they are written to."""
 
-    obs: Writable
-    actions: Writable
-    logprobs: Writable
-    values: Writable
-    rewards: Writable
-    dones: Writable
-    truncateds: Writable
-    masks: Writable
-    truncation_values: Writable
+    obs: Array
+    actions: Array
+    logprobs: Array
+    values: Array
+    rewards: Array
+    dones: Array
+    truncateds: Array
+    masks: Array
+    truncation_values: Array
 
     @classmethod
     def of(cls, experience: Experience) -> _Written:
         tensors = experience._fragment_tensors()
-        return cls(**{one.name: writable(tensors[one.name]) for one in fields(cls)})
+        return cls(**{one.name: native(tensors[one.name]) for one in fields(cls)})
 
 
 def _copy(target: Tensor, array: np.ndarray[Any, Any]) -> None:

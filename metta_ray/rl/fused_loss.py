@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from metta_ray.rl.arrays import Array, as_tensor, library_of, native, quietly
 from metta_ray.rl.losses import PPOTerms
 from metta_ray.rl.trainer_config import PPOConfig
 
@@ -52,37 +53,55 @@ class _FusedLoss(torch.autograd.Function):
         count: Tensor | float,
         config: PPOConfig,
     ) -> tuple[Tensor, Tensor]:
-        log_ratio = logprobs - old_logprobs
-        ratio = log_ratio.exp()
-        clipped_ratio = ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
-        costs = advantages.neg()
-        unclipped, clipped = costs * ratio, costs * clipped_ratio
-        policy_loss = torch.max(unclipped, clipped)
-        by_logprobs = unclipped.masked_fill_(clipped > unclipped, 0.0)  # what is clipped is a constant
-
-        error = values - returns
-        squared_error = error.square()
-        if config.clip_vloss:
-            moved = values - old_values
-            clipped_error = error - (moved - moved.clamp(-config.vf_clip_coef, config.vf_clip_coef))
-            clipped_square = clipped_error.square_()
-            error.masked_fill_(clipped_square > squared_error, 0.0)
-            squared_error = torch.max(squared_error, clipped_square)
-
-        loss = torch.add(policy_loss, squared_error, alpha=0.5 * config.vf_coef).sub_(entropy, alpha=config.ent_coef)
-        kl = log_ratio.expm1().sub_(log_ratio)
-        is_clipped = (ratio != clipped_ratio).float()
-        terms = [policy_loss, squared_error, entropy, kl, is_clipped, ratio, logprobs]
-        gradients = [by_logprobs, error.mul_(config.vf_coef), torch.full_like(error, -config.ent_coef)]
-        rows = torch.stack([*gradients, loss, *terms]).masked_fill_(~mask, 0.0).div_(count)
-        ctx.save_for_backward(rows[:3])
-        sums = rows[3:].sum(dim=(1, 2))
-        means = sums[1:]
+        given = (logprobs, values, entropy, old_logprobs, advantages, old_values, returns, mask)
+        count = native(count) if isinstance(count, Tensor) else count
+        with quietly():
+            gradients, sums = _gradients_and_sums(*map(native, given), count, config)
+        loss, means = as_tensor(sums[:1])[0], as_tensor(sums[1:])
+        ctx.save_for_backward(as_tensor(gradients))
         ctx.mark_non_differentiable(means)
-        return sums[0], means
+        return loss, means
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradients,) = ctx.saved_tensors
         return (*(gradients * of_loss).unbind(), *[None] * 7)
+
+
+def _gradients_and_sums(
+    logprobs: Array,
+    values: Array,
+    entropy: Array,
+    old_logprobs: Array,
+    advantages: Array,
+    old_values: Array,
+    returns: Array,
+    mask: Array,
+    count: Array | float,
+    config: PPOConfig,
+) -> tuple[Array, Array]:
+    """Gradients by logprobs, values and entropy ``(3, S, T)``; loss, L_π, 2·L_V and the other terms in order ``(8,)``."""
+    xp = library_of(logprobs)
+    log_ratio = logprobs - old_logprobs
+    ratio = xp.exp(log_ratio)
+    clipped_ratio = ratio.clip(1 - config.clip_coef, 1 + config.clip_coef)
+    unclipped, clipped = -advantages * ratio, -advantages * clipped_ratio
+    policy_loss = xp.maximum(unclipped, clipped)
+    by_logprobs = xp.where(clipped > unclipped, 0.0, unclipped)  # what is clipped is a constant
+
+    error = values - returns
+    squared_error = xp.square(error)
+    if config.clip_vloss:
+        moved = values - old_values
+        clipped_square = xp.square(error - (moved - moved.clip(-config.vf_clip_coef, config.vf_clip_coef)))
+        error = xp.where(clipped_square > squared_error, 0.0, error)
+        squared_error = xp.maximum(squared_error, clipped_square)
+
+    loss = policy_loss + (0.5 * config.vf_coef) * squared_error - config.ent_coef * entropy
+    kl = xp.expm1(log_ratio) - log_ratio
+    is_clipped = xp.asarray(ratio != clipped_ratio, dtype=xp.float32)
+    terms = [policy_loss, squared_error, entropy, kl, is_clipped, ratio, logprobs]
+    gradients = [by_logprobs, config.vf_coef * error, xp.full_like(error, -config.ent_coef)]
+    rows = xp.where(mask, xp.stack([*gradients, loss, *terms]), 0.0) / count
+    return rows[:3], rows[3:].sum(axis=(1, 2))

@@ -122,13 +122,13 @@ class Optimizer:
 
     def _update(self) -> bool:
         gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
-        grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # as clip_grad_norm_ does
+        grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         self.last_grad_norm = grad_norm.item()
         if not math.isfinite(self.last_grad_norm):
             self._skip()
             return False
         if self.last_grad_norm > self.max_grad_norm:
-            nn.utils.clip_grads_with_norm_(list(self._parameters()), self.max_grad_norm, grad_norm)
+            torch._foreach_mul_(gradients, self.max_grad_norm / (self.last_grad_norm + 1e-6))  # as clip_grad_norm_ does
         self._skipped_in_a_row = 0
         for optimizer in self.optimizers:
             optimizer.step()

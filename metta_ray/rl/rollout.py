@@ -55,12 +55,12 @@ def perform_rollout_step(
             inputs.obs,
             actions,
             logprobs,
-            inputs.rewards,
+            received.rewards,
             inputs.dones,
-            inputs.truncations,
+            received.truncations,
             values,
             rows,
-            inputs.mask,
+            received.masks,
             state,
             truncation_values=truncation_values,
         )
@@ -75,29 +75,30 @@ def perform_rollout_step(
 
 
 class _Inputs:
-    """One group's arrays as tensors on the device; observations without their padding.
+    """What the policy reads of one group, on its device, and the flags that the experience keeps, on the host.
 
-    resets: ``dones``, or None where there are none: the policy then has less to do.
+    resets: where an episode begins; None where none does: the policy then has less to do.
     """
 
     def __init__(
         self, received: Received, is_new: NDArray[np.bool_], vecenv: VecEnv, device: torch.device | str
     ) -> None:
-        # Flags are put together on the host, where that costs next to nothing and stalls no device.
-        dones = received.terminals | received.truncations | is_new
+        self.dones = received.terminals | received.truncations | is_new
         self.obs = _observation_tensor(received.obs, vecenv, device)
-        self.rewards = torch.from_numpy(received.rewards).to(device)
-        self.truncations = torch.from_numpy(received.truncations).to(device)
-        self.dones = torch.from_numpy(dones).to(device)
-        self.mask = torch.from_numpy(received.masks).to(device)
-        self.resets = self.dones if dones.any() else None
+        self.rewards = _on_device(received.rewards, device)
+        self.resets = _on_device(self.dones, device) if self.dones.any() else None
+
+
+def _on_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if device == "cpu" else tensor.to(device)
 
 
 def _observation_tensor(obs: NDArray[Any], vecenv: VecEnv, device: torch.device | str) -> Tensor:
     tensor = torch.from_numpy(obs)
     if isinstance(vecenv.driver_env.observation_space, TokenSpace):
         tensor = tensor[:, : used_tokens(tensor)]
-    return tensor.to(device)
+    return tensor if device == "cpu" else tensor.to(device)
 
 
 def _receive(vecenv: VecEnv, timer: Stopwatch | None) -> tuple[Received, slice]:
@@ -122,12 +123,12 @@ def _close(
         state = experience.rollout_state.policy_state(rows, resets=inputs.resets, last_rewards=inputs.rewards)
         values = agent.value(inputs.obs, state)
         experience.close(
-            inputs.rewards,
+            received.rewards,
             inputs.dones,
-            inputs.truncations,
+            received.truncations,
             values,
             rows,
-            inputs.mask,
+            received.masks,
             truncation_values=truncation_values,
         )
     vecenv.hold()
@@ -143,6 +144,8 @@ def _truncation_values(
 ) -> Tensor | None:
     """Values of the true final observations of episodes that were cut by a limit, 0 elsewhere: ``(n,)``. None where
     none was cut."""
+    if not received.truncations.any():
+        return None
     cut = np.flatnonzero(received.truncations & ~received.terminals & received.masks)
     if len(cut) == 0:
         return None
@@ -150,7 +153,7 @@ def _truncation_values(
     # Their episode goes on in imagination: the recurrent state is not reset for this look.
     where = torch.from_numpy(cut).to(values.device)
     state = experience.rollout_state.policy_state(
-        where + rows.start, resets=torch.zeros_like(inputs.dones[where]), last_rewards=inputs.rewards[where]
+        where + rows.start, resets=torch.zeros_like(where, dtype=torch.bool), last_rewards=inputs.rewards[where]
     )
     final_obs = _observation_tensor(vecenv.final_obs[cut], vecenv, values.device)
     values[where] = agent.value(final_obs, state)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metta_ray.agent.policy_state import PolicyState
-from metta_ray.rl.host_views import put, writable
+from metta_ray.rl.arrays import native, put
 from metta_ray.rl.random_streams import ACTIONS, random_stream
 
 _TENSORS = ("lstm_h", "lstm_c", "last_actions")
@@ -45,7 +45,7 @@ class RolloutState:
         )
         self.is_new = np.ones(num_agents, bool)
         self.generator = random_stream(ACTIONS, device)
-        self._written = [writable(buffer) for buffer in (self.lstm_h, self.lstm_c, self.last_actions)]
+        self._written = [native(buffer) for buffer in (self.lstm_h, self.lstm_c, self.last_actions)]
 
     @property
     def is_recurrent(self) -> bool:

@@ -10,13 +10,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from metta_ray.agent.metta_agent import MettaAgent
 from metta_ray.agent.policy_state import PolicyState
 from metta_ray.common.profiling.stopwatch import Stopwatch
-from metta_ray.rl.advantage import compute_advantage, normalize_advantages
+from metta_ray.rl.advantage import compute_advantage, generalized_advantages, normalize_advantages
+from metta_ray.rl.arrays import Array, as_tensor, library_of, native, quietly
 from metta_ray.rl.distributed import all_reduce_sum, setup_distributed_vars, unwrap_agent
 from metta_ray.rl.experience import Experience, Minibatch
 from metta_ray.rl.fused_loss import fused_ppo_loss
@@ -28,6 +30,18 @@ from metta_ray.rl.trainer_config import TrainerConfig
 # What ``look_again`` reads together, whole segments or one step of them after the other: without a gradient more fits
 # into memory than a minibatch, and more at once costs less for each.
 LOOK_AGAIN_STEPS, LOOK_AGAIN_SEGMENTS = 4096, 1024
+
+_READ_FOR_WEIGHTS = (
+    "logprobs",
+    "proximal_logprobs",
+    "values",
+    "next_rewards",
+    "next_dones",
+    "last_values",
+    "truncation_values",
+    "mask",
+    "prio_weights",
+)
 
 
 def update_policy(
@@ -163,36 +177,12 @@ def process_minibatch_update(
     mask = minibatch["mask"]
     logprobs, entropy, values, log_probs = _evaluate(policy, minibatch)
 
-    with torch.no_grad():
-        log_ratio = logprobs - minibatch["logprobs"]
-        ratio = log_ratio.exp()
-        experience.update_ratio(minibatch["indices"], ratio)
-        recomputed = compute_advantage(
-            minibatch["values"],
-            minibatch["next_rewards"],
-            minibatch["next_dones"],
-            ratio,
-            torch.zeros_like(ratio),
-            ppo.gamma,
-            ppo.gae_lambda,
-            trainer_cfg.vtrace.vtrace_rho_clip,
-            trainer_cfg.vtrace.vtrace_c_clip,
-            device,
-            last_values=minibatch["last_values"],
-            truncation_values=minibatch["truncation_values"],
-        )
-        totals = minibatch_totals(recomputed, log_ratio, mask)
-        if ppo.norm_adv:
-            recomputed = normalize_advantages(recomputed, totals.mean, totals.std, mask)
-        recomputed = recomputed * minibatch["prio_weights"]
-        if minibatch["proximal_logprobs"] is not minibatch["logprobs"]:  # else the two policies are the same
-            correction = (minibatch["proximal_logprobs"] - minibatch["logprobs"]).exp()
-            recomputed *= correction.clamp(max=trainer_cfg.vtrace.vtrace_rho_clip)
-
+    ratio, weights, totals = _weights_of_actions(minibatch, logprobs, trainer_cfg)
+    experience.update_ratio(minibatch["indices"], ratio)
     loss, terms = fused_ppo_loss(
         logprobs=logprobs,
         old_logprobs=minibatch["proximal_logprobs"],
-        advantages=recomputed,
+        advantages=weights,
         values=values,
         old_values=minibatch["values"],
         returns=minibatch["returns"],
@@ -228,30 +218,65 @@ def process_minibatch_update(
     return loss
 
 
+def _weights_of_actions(
+    minibatch: Minibatch, logprobs: Tensor, trainer_cfg: TrainerConfig
+) -> tuple[Tensor, Tensor, MinibatchTotals]:
+    """Importance ratios ``(M, T)``; what the policy loss multiplies them by: advantages under these ratios, normalised
+    and weighed, ``(M, T)``; and what all ranks agree on."""
+    ppo, vtrace = trainer_cfg.ppo, trainer_cfg.vtrace
+    given = {name: native(tensor) for name, tensor in minibatch.items() if name in _READ_FOR_WEIGHTS}
+    with quietly():
+        log_ratio = native(logprobs) - given["logprobs"]
+        ratio = library_of(log_ratio).exp(log_ratio)
+        weights = generalized_advantages(
+            given["values"],
+            given["next_rewards"],
+            given["next_dones"],
+            ratio,
+            given["last_values"],
+            given["truncation_values"],
+            ppo.gamma,
+            ppo.gae_lambda,
+            vtrace.vtrace_rho_clip,
+            vtrace.vtrace_c_clip,
+        )
+        totals = minibatch_totals(weights, log_ratio, given["mask"])
+        if ppo.norm_adv:
+            weights = normalize_advantages(weights, totals.mean, totals.std, given["mask"])
+        weights = weights * given["prio_weights"]
+        if minibatch["proximal_logprobs"] is not minibatch["logprobs"]:  # else the two policies are the same
+            correction = library_of(weights).exp(given["proximal_logprobs"] - given["logprobs"])
+            weights *= correction.clip(max=vtrace.vtrace_rho_clip)
+    return as_tensor(ratio), as_tensor(weights), totals
+
+
 @dataclass
 class MinibatchTotals:
-    """Sums over the masked actions of a minibatch on all ranks, as scalars.
+    """Sums over the masked actions of a minibatch on all ranks: numbers on the host, scalars on a device.
 
     mean, std (biased) of the advantages; approx_kl; count_per_rank: masked actions / number of ranks, at least 1.
     """
 
-    mean: Tensor
-    std: Tensor
-    approx_kl: Tensor
-    count_per_rank: Tensor
+    mean: Tensor | float
+    std: Tensor | float
+    approx_kl: Tensor | float
+    count_per_rank: Tensor | float
 
 
-def minibatch_totals(advantages: Tensor, log_ratio: Tensor, mask: Tensor) -> MinibatchTotals:
+def minibatch_totals(advantages: Array, log_ratio: Array, mask: Array) -> MinibatchTotals:
     """One collective for everything that ranks must agree on; every rank calls it for every minibatch."""
-    kl = log_ratio.expm1() - log_ratio
-    counted, kl = torch.stack([advantages, kl]).masked_fill_(~mask, 0.0).double().flatten(1).unbind()
-    sums = torch.stack([counted.sum(), counted.dot(counted), kl.sum(), mask.count_nonzero().double()])
-    sums = all_reduce_sum(sums)
+    xp = library_of(advantages)
+    kl = xp.expm1(log_ratio) - log_ratio
+    counted, kl = (xp.asarray(xp.where(mask, one, 0.0), dtype=xp.float64) for one in (advantages, kl))
+    sums = xp.stack([counted.sum(), xp.square(counted).sum(), kl.sum(), xp.asarray(mask.sum(), dtype=xp.float64)])
+    reduced = all_reduce_sum(as_tensor(sums))
+    sums = native(reduced) if xp is np else reduced
     _, world_size, _ = setup_distributed_vars()
-    count = sums[3].clamp(min=1)
-    mean, square, approx_kl, _ = (sums / count).unbind()
-    std = (square - mean.square()).clamp_(min=1e-8).sqrt_()
-    return MinibatchTotals(*torch.stack([mean, std, approx_kl, count / world_size]).float().unbind())
+    count = sums[3].clip(min=1)
+    mean, square, approx_kl = sums[0] / count, sums[1] / count, sums[2] / count
+    std = xp.sqrt((square - mean * mean).clip(min=1e-8))
+    # A number of Python's leaves the precision of what it is combined with as it is.
+    return MinibatchTotals(*(float(one) if xp is np else one.float() for one in (mean, std, approx_kl, count / world_size)))
 
 
 def calculate_anneal_beta(epoch: int, trainer_cfg: TrainerConfig) -> float:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metta_ray.agent.agent_config import Activation
 from metta_ray.agent.token_encoder import SparseBox, sum_of_rows
@@ -29,9 +31,26 @@ def initialise(layer: nn.Linear | nn.Conv2d, gain: float) -> None:
         nn.init.zeros_(layer.bias)
 
 
+class LinearStack(nn.Sequential):
+    """Linear layers and activations, one after the other. A small layer takes torch about as long to call as to compute,
+    so it is computed without the call, unless somebody has hooked it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self._modules.values():
+            assert layer is not None
+            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+                x = layer(x)
+            elif isinstance(layer, nn.Linear):
+                weights = layer._parameters
+                x = F.linear(x, cast(Tensor, weights["weight"]), weights["bias"])
+            else:
+                x = layer.forward(x)
+        return x
+
+
 def linear_stack(
     input_size: int, sizes: Sequence[int], activation: Activation, *, orthogonal: bool = True
-) -> nn.Sequential:
+) -> LinearStack:
     """Linear layers, each with the activation after it; with no sizes the identity."""
     layers: list[nn.Module] = []
     for size in sizes:
@@ -40,18 +59,19 @@ def linear_stack(
             initialise(layer, HIDDEN_GAIN)
         layers += [layer, ACTIVATIONS[activation]()]
         input_size = size
-    return nn.Sequential(*layers)
+    return LinearStack(*layers)
 
 
 def head(
     input_size: int, hidden_sizes: Sequence[int], activation: Activation, outputs: int, gain: float | None
-) -> nn.Sequential:
+) -> LinearStack:
     """Hidden layers and a last linear one without activation; ``gain`` None leaves torch's initialisation."""
     stack = linear_stack(input_size, hidden_sizes, activation, orthogonal=gain is not None)
     last = nn.Linear(hidden_sizes[-1] if hidden_sizes else input_size, outputs)
     if gain is not None:
         initialise(last, gain)
-    return stack.append(last)
+    stack.append(last)
+    return stack
 
 
 class SparseLinear(nn.Module):

@@ -1,0 +1,94 @@
+"""Acting with a small MLP on the host, with numpy: for few rows torch's calls take two to three times as long as the
+arithmetic. ``MettaAgent.act`` in torch gives the same numbers.
+
+Letters: N rows, A actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+
+from metta_ray.agent.distributions import draw_on_host
+
+FloatArray = NDArray[np.float32]
+
+# In one product; numpy would use threads of its own for a larger one.
+MOST_MULTIPLICATIONS = 2**17
+
+
+def _relu(x: FloatArray, out: FloatArray) -> FloatArray:
+    return np.maximum(x, 0.0, out=out)
+
+
+_ACTIVATIONS: dict[type[nn.Module], Callable[..., FloatArray]] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
+
+
+class HostMlp:
+    """For a policy that chooses one of A actions from a vector."""
+
+    def __init__(self) -> None:
+        self._encoder, self._critic_encoder, self._actor, self._critic = (HostStack() for _ in range(4))
+
+    def act(
+        self,
+        obs: Tensor,
+        encoder: nn.Sequential,
+        critic_encoder: nn.Sequential | None,
+        actor: nn.Sequential,
+        critic: nn.Sequential,
+        generator: Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """action int32 ``(N,)``, logprob ``(N,)``, value ``(N, 1)`` of float32 ``(N, …)``."""
+        x = obs.numpy().reshape(len(obs), -1)
+        core = self._encoder(encoder, x)
+        critic_core = core if critic_encoder is None else self._critic_encoder(critic_encoder, x)
+        logits, value = self._actor(actor, core), self._critic(critic, critic_core)
+        logits -= np.maximum.reduce(logits, axis=1, keepdims=True)
+        weights = np.exp(logits)  # of the actions: their probabilities but for a factor
+        action = draw_on_host(weights, generator)
+        logprob = logits[np.arange(len(logits)), action] - np.log(np.add.reduce(weights, axis=1))
+        return torch.from_numpy(action), torch.from_numpy(logprob), torch.from_numpy(value)
+
+
+class HostStack:
+    """Runs a ``LinearStack`` whose activations numpy has. Its arrays are the weights' own memory."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[int, tuple[tuple[int, int], FloatArray, FloatArray]] = {}
+
+    def __call__(self, stack: nn.Sequential, x: FloatArray) -> FloatArray:
+        for index, layer in enumerate(stack._modules.values()):
+            activation = _ACTIVATIONS.get(type(layer))
+            if activation is not None:
+                activation(x, out=x)
+                continue
+            assert layer is not None
+            weight, bias = self._weights(index, layer._parameters)
+            x = x @ weight
+            x += bias
+        return x
+
+    def _weights(self, index: int, holder: dict[str, Any]) -> tuple[FloatArray, FloatArray]:
+        weight, bias = holder["weight"], holder["bias"]
+        places = weight.data_ptr(), bias.data_ptr()
+        kept = self._arrays.get(index)
+        if kept is None or kept[0] != places:  # they have been moved or replaced
+            kept = self._arrays[index] = (places, weight.numpy(force=True).T, bias.numpy(force=True))
+        return kept[1:]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HostStack, ()  # a copy of a policy has other weights
+
+
+def most_rows(*stacks: nn.Sequential | None) -> int:
+    """For how many rows at once these stacks are small; 0 where numpy lacks one of their layers."""
+    layers = [layer for stack in stacks if stack is not None for layer in stack]
+    if not all(type(layer) in (nn.Linear, *_ACTIVATIONS) for layer in layers):
+        return 0
+    return MOST_MULTIPLICATIONS // max(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
