@@ -12,7 +12,7 @@ A fused LSTM knows no resets. So one of these ways is taken, all to the same end
 * Bites, on a card, to which one step is too little work: pieces are cut out, each is eaten in bites whose sizes are
   powers of two (its length in binary), and all bites of one size run as one batch: at most log2(T) + 1 fused calls.
 
-One step without gradients, as a policy acts, is two matrix products and the gates, which for few rows is cheaper than
+One step without gradients, as a policy acts, is one matrix product and the gates, which for few rows is cheaper than
 the fused LSTM.
 """
 
@@ -44,15 +44,17 @@ LOW_PRECISION_INPUTS = 32
 
 
 class _Gates(NamedTuple):
-    """One layer for row vectors: ``gates = x @ from_input + h @ from_state + bias``, each ``(…, 4·H)``."""
+    """One layer as one product: ``gates = [x, h, zeros] @ weight.T + bias``; weight ``(4·H, F + H + Z)``."""
 
-    from_input: Tensor
-    from_state: Tensor
+    weight: Tensor
     bias: Tensor
+    zeros: int
 
 
 def _gates(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype) -> _Gates:
-    return _Gates(w_ih.t().to(dtype), w_hh.t().to(dtype), (b_ih + b_hh).to(dtype))
+    zeros = 0 if dtype == torch.float32 else -(w_ih.shape[1] + w_hh.shape[1]) % LOW_PRECISION_INPUTS
+    weight = F.pad(torch.cat([w_ih, w_hh], dim=1), (0, zeros))
+    return _Gates(weight.to(dtype), (b_ih + b_hh).to(dtype), zeros)
 
 
 class SequenceLSTM(nn.Module):
@@ -112,9 +114,9 @@ class SequenceLSTM(nn.Module):
         with in_float32(x_BF.device):
             layer_input = x_BF
             for layer, weights in enumerate(self.rnn.all_weights):
-                matrices = self._step_gates[layer](*weights, dtype=dtype)
-                gates = torch.addmm(matrices.bias, layer_input.to(dtype), matrices.from_input)
-                gates = gates.addmm_(h_LBH[layer].to(dtype), matrices.from_state).float()
+                weight, bias, zeros = self._step_gates[layer](*weights, dtype=dtype)
+                inputs = [layer_input.to(dtype), h_LBH[layer].to(dtype), bias.new_zeros(len(x_BF), zeros)]
+                gates = F.linear(torch.cat(inputs, dim=1), weight, bias).float()
                 input_and_forget, candidate, output = torch.split(gates, [2 * H, H, H], dim=1)
                 input_and_forget.sigmoid_()
                 cell = torch.mul(input_and_forget[:, H:], c_LBH[layer], out=next_c[layer])
