@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +18,10 @@ from metta_ray.agent import spec_json
 from metta_ray.agent.action_head import ActionHead
 from metta_ray.agent.agent_config import AgentConfig
 from metta_ray.agent.held_weights import HeldWeights
-from metta_ray.agent.host_mlp import HostMlp, most_rows
+from metta_ray.agent.host_acting import HostActing, most_rows
 from metta_ray.agent.lstm import SequenceLSTM
-from metta_ray.agent.networks.layers import head
-from metta_ray.agent.networks.mlp import VectorMlp
+from metta_ray.agent.networks.layers import head, is_hooked
+from metta_ray.agent.networks.mlp import VectorMlp, is_plain_mlp
 from metta_ray.agent.networks.registry import build_network
 from metta_ray.agent.policy_state import PolicyState
 from metta_ray.agent.precision import in_float32
@@ -87,20 +86,15 @@ class MettaAgent(nn.Module):
             bounds = [config.clip_range * largest for largest in largest_weights(weight_matrices(self)).values()]
             self.register_buffer("clip_bounds", torch.tensor(bounds))
         self.autocast_dtype: torch.dtype | None = None
-        self._host_mlp, self._host_obs_shape = HostMlp(), spec.obs_shape
-        self._most_host_rows = self._rows_for_host()
+        self._host_acting = HostActing()
+        self._host_rows = self._host_head_rows = 0
+        if self.action_head.kind == "Discrete":
+            self._host_head_rows = most_rows(self.actor, self.critic)
+            if is_plain_mlp(self.network, spec) and self.lstm is None and not config.side_inputs:
+                self._host_rows = min(self._host_head_rows, most_rows(*self._encoder_layers()))
         self._held, self._held_critic = HeldWeights(), HeldWeights()
         # What the environment's (feature id, value) pairs are called here; empty while they need no renaming.
         self.register_buffer("token_pairs", torch.empty(0, 2, dtype=torch.uint8), persistent=False)
-
-    def _rows_for_host(self) -> int:
-        """The most rows for which ``act`` may take the way of ``host_mlp``."""
-        network, critic = self.network, self.critic_network
-        is_mlp = isinstance(network, VectorMlp) and network.scale == 1.0 and self.spec.obs_dtype == np.float32
-        if not is_mlp or self.lstm is not None or self.config.side_inputs or self.action_head.kind != "Discrete":
-            return 0
-        critic_layers = None if critic is None else cast(VectorMlp, critic).layers
-        return most_rows(cast(VectorMlp, network).layers, critic_layers, self.actor, self.critic)
 
     # -- Acting and evaluating ------------------------------------------------------------------------------
 
@@ -126,11 +120,14 @@ class MettaAgent(nn.Module):
 
     def act(self, obs: Tensor, state: PolicyState) -> tuple[Tensor, Tensor, Tensor]:
         """(action, logprob, value) as ``forward`` draws them: what a rollout needs, and no gradient."""
-        if self._acts_on_host(obs):
-            encoder = cast(VectorMlp, self.network).layers
-            critic_encoder = None if self.critic_network is None else cast(VectorMlp, self.critic_network).layers
-            return self._host_mlp.act(obs, encoder, critic_encoder, self.actor, self.critic, state.generator)
+        on_host = self._heads_may_act_on_host(obs)
+        if on_host and self._encoders_may_act_on_host(obs):
+            cores = self._host_acting.cores(obs, *self._encoder_layers())
+            return self._host_acting.act(*cores, self.actor, self.critic, state.generator)
         core, critic_core, _ = self._cores(obs, state)
+        if on_host:
+            cores = core.float().numpy(), critic_core.float().numpy()
+            return self._host_acting.act(*cores, self.actor, self.critic, state.generator)
         with in_float32(obs.device):
             distribution = self.action_head.distribution(self.actor(core.float()))
             action = distribution.sample(state.generator)
@@ -143,16 +140,19 @@ class MettaAgent(nn.Module):
             value: Tensor = self.critic(critic_core.float())
         return value.squeeze(1)
 
-    def _acts_on_host(self, obs: Tensor) -> bool:
-        return (
-            len(obs) <= self._most_host_rows
-            and obs.is_cpu
-            and tuple(obs.shape[1:]) == self._host_obs_shape
-            and self.autocast_dtype is None
-            and not self.action_head.is_adapted
-            and not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-        )
+    def _heads_may_act_on_host(self, obs: Tensor) -> bool:
+        is_eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        is_small = obs.is_cpu and obs.shape[0] <= self._host_head_rows
+        return is_eager and is_small and not self.action_head.is_adapted and not is_hooked(self.actor, self.critic)
+
+    def _encoders_may_act_on_host(self, obs: Tensor) -> bool:
+        fits = obs.shape[0] <= self._host_rows and obs.shape[1:] == self.spec.obs_shape
+        is_float32 = self.autocast_dtype is None and not torch.is_autocast_enabled("cpu")
+        return fits and is_float32 and not is_hooked(*self._encoder_layers())
+
+    def _encoder_layers(self) -> tuple[nn.Sequential, nn.Sequential | None]:
+        network, critic = cast(VectorMlp, self.network), cast(VectorMlp | None, self.critic_network)
+        return network.layers, None if critic is None else critic.layers
 
     def _cores(self, obs: Tensor, state: PolicyState) -> tuple[Tensor, Tensor, int]:
         """What actor and critic read, each ``(N, H)``, and N. Updates ``state``."""

@@ -32,20 +32,23 @@ def initialise(layer: nn.Linear | nn.Conv2d, gain: float) -> None:
 
 
 class LinearStack(nn.Sequential):
-    """Linear layers and activations, one after the other. A small layer takes torch about as long to call as to compute,
-    so it is computed without the call, unless somebody has hooked it."""
+    """Linear layers and activations, one after the other. Small ones take torch about as long to call as to compute, so
+    they are computed without the call, unless somebody has hooked one."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_hooked(self):
+            hooked: Tensor = super().forward(x)
+            return hooked
         for layer in self._modules.values():
             assert layer is not None
-            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
-                x = layer(x)
-            elif isinstance(layer, nn.Linear):
-                weights = layer._parameters
-                x = F.linear(x, cast(Tensor, weights["weight"]), weights["bias"])
-            else:
-                x = layer.forward(x)
+            weights = layer._parameters
+            x = F.linear(x, cast(Tensor, weights["weight"]), weights["bias"]) if weights else layer.forward(x)
         return x
+
+
+def is_hooked(*stacks: nn.Sequential | None) -> bool:
+    modules = [module for stack in stacks if stack is not None for module in (stack, *stack._modules.values())]
+    return any(one._forward_hooks or one._forward_pre_hooks or one._backward_hooks for one in modules)  # type: ignore[union-attr]
 
 
 def linear_stack(

@@ -1,7 +1,7 @@
-"""Acting with a small MLP on the host, with numpy: for few rows torch's calls take two to three times as long as the
-arithmetic. ``MettaAgent.act`` in torch gives the same numbers.
+"""Acting on the host with numpy: for few rows torch's calls take several times as long as the arithmetic. What
+``MettaAgent.act`` does in torch gives the same numbers.
 
-Letters: N rows, A actions.
+Letters: N rows, H width of what the heads read, A actions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from metta_ray.agent.distributions import draw_on_host
 FloatArray = NDArray[np.float32]
 
 # In one product; numpy would use threads of its own for a larger one.
-MOST_MULTIPLICATIONS = 2**17
+MOST_MULTIPLICATIONS = 2**18
 
 
 def _relu(x: FloatArray, out: FloatArray) -> FloatArray:
@@ -27,33 +27,6 @@ def _relu(x: FloatArray, out: FloatArray) -> FloatArray:
 
 
 _ACTIVATIONS: dict[type[nn.Module], Callable[..., FloatArray]] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
-
-
-class HostMlp:
-    """For a policy that chooses one of A actions from a vector."""
-
-    def __init__(self) -> None:
-        self._encoder, self._critic_encoder, self._actor, self._critic = (HostStack() for _ in range(4))
-
-    def act(
-        self,
-        obs: Tensor,
-        encoder: nn.Sequential,
-        critic_encoder: nn.Sequential | None,
-        actor: nn.Sequential,
-        critic: nn.Sequential,
-        generator: Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """action int32 ``(N,)``, logprob ``(N,)``, value ``(N, 1)`` of float32 ``(N, …)``."""
-        x = obs.numpy().reshape(len(obs), -1)
-        core = self._encoder(encoder, x)
-        critic_core = core if critic_encoder is None else self._critic_encoder(critic_encoder, x)
-        logits, value = self._actor(actor, core), self._critic(critic, critic_core)
-        logits -= np.maximum.reduce(logits, axis=1, keepdims=True)
-        weights = np.exp(logits)  # of the actions: their probabilities but for a factor
-        action = draw_on_host(weights, generator)
-        logprob = logits[np.arange(len(logits)), action] - np.log(np.add.reduce(weights, axis=1))
-        return torch.from_numpy(action), torch.from_numpy(logprob), torch.from_numpy(value)
 
 
 class HostStack:
@@ -92,3 +65,39 @@ def most_rows(*stacks: nn.Sequential | None) -> int:
     if not all(type(layer) in (nn.Linear, *_ACTIVATIONS) for layer in layers):
         return 0
     return MOST_MULTIPLICATIONS // max(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
+
+
+def choose(logits: FloatArray, generator: Generator | None) -> tuple[NDArray[np.int32], FloatArray]:
+    """Actions and their log-probabilities ``(N,)`` from ``(N, A)``, which is written to."""
+    logits -= np.maximum.reduce(logits, axis=1, keepdims=True)
+    weights = np.exp(logits)  # of the actions: their probabilities but for a factor
+    action = draw_on_host(weights, generator)
+    return action, logits[np.arange(len(logits)), action] - np.log(np.add.reduce(weights, axis=1))
+
+
+class HostActing:
+    """What of a policy that chooses one of A actions can be computed with numpy: small encoders of vectors, and heads."""
+
+    def __init__(self) -> None:
+        self._encoder, self._critic_encoder, self._actor, self._critic = (HostStack() for _ in range(4))
+
+    def cores(
+        self, obs: Tensor, encoder: nn.Sequential, critic_encoder: nn.Sequential | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """What actor and critic read, ``(N, H)``, of float32 ``(N, …)``."""
+        x = obs.numpy().reshape(len(obs), -1)
+        core = self._encoder(encoder, x)
+        return core, core if critic_encoder is None else self._critic_encoder(critic_encoder, x)
+
+    def act(
+        self,
+        core: FloatArray,
+        critic_core: FloatArray,
+        actor: nn.Sequential,
+        critic: nn.Sequential,
+        generator: Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """action int32 ``(N,)``, logprob ``(N,)``, value ``(N, 1)``."""
+        action, logprob = choose(self._actor(actor, core), generator)
+        value = self._critic(critic, critic_core)
+        return torch.from_numpy(action), torch.from_numpy(logprob), torch.from_numpy(value)
