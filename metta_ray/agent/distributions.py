@@ -67,7 +67,8 @@ def draw_on_host(weights: NDArray[np.float32], generator: Generator | None) -> N
     which the weights sum up to more than a uniform part of their whole sum."""
     uniform = torch.rand(len(weights), 1, generator=generator).numpy()
     sums = np.add.accumulate(weights, axis=-1, dtype=np.float64)  # in which a part stays below the whole
-    return (sums > uniform * sums[:, -1:]).argmax(axis=-1).astype(np.int32)
+    chosen: NDArray[np.int32] = (sums > uniform * sums[:, -1:]).argmax(axis=-1).astype(np.int32)
+    return chosen
 
 
 class MultiCategorical:

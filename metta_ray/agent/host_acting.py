@@ -76,7 +76,7 @@ def choose(logits: FloatArray, generator: Generator | None) -> tuple[NDArray[np.
 
 
 class HostActing:
-    """What of a policy that chooses one of A actions can be computed with numpy: small encoders of vectors, and heads."""
+    """What numpy computes of a policy that chooses one of A actions: small encoders of vectors, and heads."""
 
     def __init__(self) -> None:
         self._encoder, self._critic_encoder, self._actor, self._critic = (HostStack() for _ in range(4))
@@ -101,3 +101,7 @@ class HostActing:
         action, logprob = choose(self._actor(actor, core), generator)
         value = self._critic(critic, critic_core)
         return torch.from_numpy(action), torch.from_numpy(logprob), torch.from_numpy(value)
+
+    def value(self, critic_core: FloatArray, critic: nn.Sequential) -> FloatArray:
+        """``(N,)``"""
+        return self._critic(critic, critic_core)[:, 0]

@@ -18,7 +18,7 @@ from metta_ray.agent import spec_json
 from metta_ray.agent.action_head import ActionHead
 from metta_ray.agent.agent_config import AgentConfig
 from metta_ray.agent.held_weights import HeldWeights
-from metta_ray.agent.host_acting import HostActing, most_rows
+from metta_ray.agent.host_acting import FloatArray, HostActing, most_rows
 from metta_ray.agent.lstm import SequenceLSTM
 from metta_ray.agent.networks.layers import head, is_hooked
 from metta_ray.agent.networks.mlp import VectorMlp, is_plain_mlp
@@ -120,21 +120,20 @@ class MettaAgent(nn.Module):
 
     def act(self, obs: Tensor, state: PolicyState) -> tuple[Tensor, Tensor, Tensor]:
         """(action, logprob, value) as ``forward`` draws them: what a rollout needs, and no gradient."""
-        on_host = self._heads_may_act_on_host(obs)
-        if on_host and self._encoders_may_act_on_host(obs):
-            cores = self._host_acting.cores(obs, *self._encoder_layers())
+        if self._heads_may_act_on_host(obs):
+            cores = self._cores_on_host(obs, state)
             return self._host_acting.act(*cores, self.actor, self.critic, state.generator)
         core, critic_core, _ = self._cores(obs, state)
-        if on_host:
-            cores = core.float().numpy(), critic_core.float().numpy()
-            return self._host_acting.act(*cores, self.actor, self.critic, state.generator)
         with in_float32(obs.device):
             distribution = self.action_head.distribution(self.actor(core.float()))
             action = distribution.sample(state.generator)
             return action, distribution.log_prob(action), self.critic(critic_core.float())
 
     def value(self, obs: Tensor, state: PolicyState) -> Tensor:
-        """Value ``(N,)`` float32 alone: draws no random number and leaves ``state`` as it was."""
+        """Value ``(N,)`` float32 alone, as ``act`` gives it: draws no random number and leaves ``state`` as it was."""
+        if self._heads_may_act_on_host(obs):
+            _, critic_array = self._cores_on_host(obs, replace(state))
+            return torch.from_numpy(self._host_acting.value(critic_array, self.critic))
         _, critic_core, _ = self._cores(obs, replace(state))
         with in_float32(obs.device):
             value: Tensor = self.critic(critic_core.float())
@@ -149,6 +148,12 @@ class MettaAgent(nn.Module):
         fits = obs.shape[0] <= self._host_rows and obs.shape[1:] == self.spec.obs_shape
         is_float32 = self.autocast_dtype is None and not torch.is_autocast_enabled("cpu")
         return fits and is_float32 and not is_hooked(*self._encoder_layers())
+
+    def _cores_on_host(self, obs: Tensor, state: PolicyState) -> tuple[FloatArray, FloatArray]:
+        if self._encoders_may_act_on_host(obs):
+            return self._host_acting.cores(obs, *self._encoder_layers())
+        core, critic_core, _ = self._cores(obs, state)
+        return core.float().numpy(), critic_core.float().numpy()
 
     def _encoder_layers(self) -> tuple[nn.Sequential, nn.Sequential | None]:
         network, critic = cast(VectorMlp, self.network), cast(VectorMlp | None, self.critic_network)

@@ -28,7 +28,7 @@ from metta_ray.common.errors import UsageError
 
 RUN = "bench"
 AUTO = "auto"
-MINIBATCH = 1024
+MINIBATCH = {"default": 1024, "light": 4096}
 LIBRARY_ARRANGEMENTS = ("2x1", "1x2")
 GOAL_OF_LIBRARY = 0.9
 GOAL_OF_FLOOR = {"default": 0.65, "light": 0.75}
@@ -53,9 +53,9 @@ def run(
     part = seconds / len(networks) / (2 * len(arrangements) + 2 * len(layouts))
     rows: list[dict[str, Any]] = []
     for network in networks:
-        library = [measure_case(network, workload, MINIBATCH, name, part) for name in arrangements]
+        library = [measure_case(network, workload, MINIBATCH[network], name, part) for name in arrangements]
         runs = {layout: measure_run(network, workload, words, 2 * part) for layout, words in settings.items()}
-        library += [measure_case(network, workload, MINIBATCH, name, part) for name in arrangements]
+        library += [measure_case(network, workload, MINIBATCH[network], name, part) for name in arrangements]
         rows += [_compared(network, layout, measured, library) for layout, measured in runs.items()]
     return {"machine": describe_machine(), "workload": workload, "service": rows}
 
@@ -99,7 +99,7 @@ def report(result: dict[str, Any]) -> str:
     machine = result["machine"]
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, load {machine['load_average_1m']}; {result['workload']}, "
-        f"batch {BATCH:,}, minibatch {MINIBATCH:,}, agent steps per second",
+        f"batch {BATCH:,}, agent steps per second",
         f"{'network':<9}{'layout':<8}{'service':>10}{'library':>10}{'floor':>10}{'of library':>12}"
         f"{'of floor':>10}  shares of worker or learner time",
     ]
@@ -111,13 +111,15 @@ def report(result: dict[str, Any]) -> str:
         )
         lines.append(f"{'':<9}{row['layout']}")
     goals = ", ".join(f"{network} {goal}" for network, goal in GOAL_OF_FLOOR.items())
+    minibatches = ", ".join(f"{network} {size:,}" for network, size in MINIBATCH.items())
+    lines.append(f"minibatch: {minibatches}")
     return "\n".join([*lines, f"goals: {GOAL_OF_LIBRARY} of the library; of the floor {goals}"])
 
 
 def _settings(network: str, workload: str) -> list[str]:
     return [
         *("--env", ENVIRONMENTS[workload], "--agent.architecture", network, "--evaluate", "false"),
-        *("--trainer.batch-size", str(BATCH), "--trainer.minibatch-size", str(MINIBATCH)),
+        *("--trainer.batch-size", str(BATCH), "--trainer.minibatch-size", str(MINIBATCH[network])),
         *("--trainer.update-epochs", "1", "--total-timesteps", str(10**12)),
     ]
 

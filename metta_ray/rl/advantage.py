@@ -20,6 +20,7 @@ from torch import Tensor
 
 from metta_ray.rl.arrays import Array, as_tensor, library_of, native, quietly
 
+
 @torch.no_grad()
 def compute_advantage(
     values: Tensor,
@@ -59,9 +60,18 @@ def compute_advantage(
 
     if last_values is not None:
         _require_shape("last_values", last_values, (rows,))
-    given = [values, rewards, dones, importance_sampling_ratio, last_values, truncation_values]
-    arrays = [None if tensor is None else native(tensor.to(device)) for tensor in given]
-    result = generalized_advantages(*arrays, gamma, gae_lambda, vtrace_rho_clip, vtrace_c_clip)
+    result = generalized_advantages(
+        native(values.to(device)),
+        native(rewards.to(device)),
+        native(dones.to(device)),
+        native(importance_sampling_ratio.to(device)),
+        None if last_values is None else native(last_values.to(device)),
+        None if truncation_values is None else native(truncation_values.to(device)),
+        gamma,
+        gae_lambda,
+        vtrace_rho_clip,
+        vtrace_c_clip,
+    )
     advantages[:, : columns - 1] = as_tensor(result)
     return advantages
 

@@ -1,4 +1,4 @@
-"""Numpy on the host, torch on a device: the same few operations per agent and step, in the library that is faster there.
+"""Numpy on the host, torch on a device: the same few operations per agent and step, in whichever is faster there.
 
 For the small arrays of a rollout step or a minibatch an operation of torch takes two to four microseconds on the host,
 one of numpy a fifth of that. Both have the same names for what is used of them here, so a formula is written once,

@@ -69,7 +69,6 @@ class Adam(_Eager, torch.optim.Adam):
                 maximize=group["maximize"],
             )
 
-
     def _tensors_of(self, group: dict[str, Any]) -> list[list[torch.Tensor]]:
         """Parameters with a gradient, their gradients, means, means of squares, largest of these, and step counts."""
         with_gradient = [one for one in group["params"] if one.grad is not None]

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from metta_ray.agent.policy_state import PolicyState
-from metta_ray.agent.token_encoder import PADDING, used_tokens
+from metta_ray.agent.token_encoder import used_tokens
+from metta_ray.agent.token_lookup import PADDING
 from metta_ray.common.errors import ConfigError, UsageError
 from metta_ray.envs.env_spec import TokenSpace
 from metta_ray.rl.arrays import Array, Numbers, native, on_host, put
@@ -167,8 +168,8 @@ class Experience:
         *,
         truncation_values: Tensor | None = None,
     ) -> int:
-        """Appends one step of the agents ``env_id``; returns how many of them ``mask`` lets count. What environments give
-        may come as arrays.
+        """Appends one step of the agents ``env_id``; returns how many of them ``mask`` lets count. What environments
+        give may come as arrays.
 
         dones: ``(n,)``, the episode ended, by its task or by a limit; truncations: it ended by a limit.
         truncation_values: value of the true final observation where truncated, else 0; None: 0 everywhere.
@@ -323,8 +324,11 @@ class Experience:
 
     def fragment_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Everything that ``add_fragment`` of another Experience needs, as arrays on the host. Call when all rows are
-        closed; they are overwritten by the next rollout."""
-        return {name: tensor.cpu().numpy() for name, tensor in self._fragment_tensors().items()}
+        closed; they are overwritten by the next rollout. Tokens are as many as the longest list of this rollout has."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self._fragment_tensors().items()}
+        if self._stores_tokens:
+            arrays["obs"] = arrays["obs"][:, :, : used_tokens(self.obs.flatten(0, 1))]
+        return arrays
 
     def add_fragment(
         self, first_row: int, arrays: Mapping[str, np.ndarray[Any, Any]], origin: Origin | None = None

@@ -53,10 +53,19 @@ class _FusedLoss(torch.autograd.Function):
         count: Tensor | float,
         config: PPOConfig,
     ) -> tuple[Tensor, Tensor]:
-        given = (logprobs, values, entropy, old_logprobs, advantages, old_values, returns, mask)
-        count = native(count) if isinstance(count, Tensor) else count
         with quietly():
-            gradients, sums = _gradients_and_sums(*map(native, given), count, config)
+            gradients, sums = gradients_and_sums(
+                native(logprobs),
+                native(values),
+                native(entropy),
+                native(old_logprobs),
+                native(advantages),
+                native(old_values),
+                native(returns),
+                native(mask),
+                native(count) if isinstance(count, Tensor) else count,
+                config,
+            )
         loss, means = as_tensor(sums[:1])[0], as_tensor(sums[1:])
         ctx.save_for_backward(as_tensor(gradients))
         ctx.mark_non_differentiable(means)
@@ -69,7 +78,7 @@ class _FusedLoss(torch.autograd.Function):
         return (*(gradients * of_loss).unbind(), *[None] * 7)
 
 
-def _gradients_and_sums(
+def gradients_and_sums(
     logprobs: Array,
     values: Array,
     entropy: Array,
@@ -81,7 +90,8 @@ def _gradients_and_sums(
     count: Array | float,
     config: PPOConfig,
 ) -> tuple[Array, Array]:
-    """Gradients by logprobs, values and entropy ``(3, S, T)``; loss, L_π, 2·L_V and the other terms in order ``(8,)``."""
+    """Of ``arrays.native`` arrays: gradients by logprobs, values and entropy ``(3, S, T)``; loss, L_π, 2·L_V and the
+    other terms of ``PPOTerms`` in order ``(8,)``."""
     xp = library_of(logprobs)
     log_ratio = logprobs - old_logprobs
     ratio = xp.exp(log_ratio)

@@ -85,7 +85,7 @@ class Kickstarter:
         student_values: Tensor,
         experience: Experience,
         minibatch: Minibatch,
-        count: Tensor | None = None,
+        count: Tensor | float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(action loss, value loss), both already weighted, summed over teachers.
 

@@ -276,7 +276,8 @@ def minibatch_totals(advantages: Array, log_ratio: Array, mask: Array) -> Miniba
     mean, square, approx_kl = sums[0] / count, sums[1] / count, sums[2] / count
     std = xp.sqrt((square - mean * mean).clip(min=1e-8))
     # A number of Python's leaves the precision of what it is combined with as it is.
-    return MinibatchTotals(*(float(one) if xp is np else one.float() for one in (mean, std, approx_kl, count / world_size)))
+    numbers = (mean, std, approx_kl, count / world_size)
+    return MinibatchTotals(*(float(one) if xp is np else one.float() for one in numbers))
 
 
 def calculate_anneal_beta(epoch: int, trainer_cfg: TrainerConfig) -> float:

@@ -1,9 +1,10 @@
 """The advantage recurrence against numbers worked out by hand (γ = 0.9, λ = 0.8)."""
 
+import numpy as np
 import pytest
 import torch
 
-from metta_ray.rl.advantage import compute_advantage, normalize_advantages
+from metta_ray.rl.advantage import compute_advantage, generalized_advantages, normalize_advantages
 
 VALUES = [0.5, 0.4, 0.3, 0.2, 0.1]
 REWARDS = [9.0, 1.0, 0.0, 2.0, 0.5]
@@ -103,3 +104,16 @@ def test_normalisation_leaves_out_masked_elements():
     result = normalize_advantages(advantages, torch.tensor(2.0), torch.tensor(1.0), mask)
 
     assert result[0].tolist() == pytest.approx([-1.0, 1.0, 0.0])
+
+
+def test_arrays_on_the_host_and_tensors_on_a_device_give_the_same():
+    generator = torch.Generator().manual_seed(0)
+    values, ratio = torch.randn(5, 7, generator=generator), torch.rand(5, 7, generator=generator) * 2
+    rewards, truncation_values = torch.randn(2, 5, 8, generator=generator)
+    dones = (torch.rand(5, 8, generator=generator) < 0.2).float()
+    given = [values, rewards, dones, ratio, torch.randn(5, generator=generator), truncation_values]
+
+    by_torch = generalized_advantages(*given, 0.9, 0.8, 1.0, 1.2)
+    by_numpy = generalized_advantages(*[tensor.numpy() for tensor in given], 0.9, 0.8, 1.0, 1.2)
+
+    np.testing.assert_allclose(by_numpy, by_torch.numpy(), atol=1e-6, rtol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,18 +37,24 @@ class LinearStack(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         if is_hooked(self):
-            hooked: Tensor = super().forward(x)
+            hooked: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
             return hooked
         for layer in self._modules.values():
             assert layer is not None
             weights = layer._parameters
-            x = F.linear(x, cast(Tensor, weights["weight"]), weights["bias"]) if weights else layer.forward(x)
+            x = (
+                F.linear(x, cast(Tensor, weights["weight"]), weights["bias"])
+                if weights
+                else cast(Any, layer).forward(x)
+            )
         return x
 
 
 def is_hooked(*stacks: nn.Sequential | None) -> bool:
-    modules = [module for stack in stacks if stack is not None for module in (stack, *stack._modules.values())]
-    return any(one._forward_hooks or one._forward_pre_hooks or one._backward_hooks for one in modules)  # type: ignore[union-attr]
+    modules = [
+        one for stack in stacks if stack is not None for one in (stack, *stack._modules.values()) if one is not None
+    ]
+    return any(one._forward_hooks or one._forward_pre_hooks or one._backward_hooks for one in modules)
 
 
 def linear_stack(

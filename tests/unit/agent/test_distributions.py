@@ -66,3 +66,11 @@ def test_sampling_draws_from_torchs_default_generator():
     torch.set_rng_state(saved)
 
     assert torch.equal(first, Categorical(logits).sample())
+
+
+def test_the_host_draws_what_a_device_draws(monkeypatch):
+    distribution = Categorical(torch.randn(200, 5, generator=torch.Generator().manual_seed(0)))
+    on_host = distribution.sample(torch.Generator().manual_seed(1))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # then without numpy
+
+    assert torch.equal(distribution.sample(torch.Generator().manual_seed(1)), on_host)

@@ -1,12 +1,26 @@
 """The sparse box, and the two ways to put a network's first layer on it."""
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from metta_ray.agent.agent_config import AgentConfig
 from metta_ray.agent.networks.cnn import padding_to_fit
 from metta_ray.agent.networks.registry import build_network
 from metta_ray.agent.token_encoder import SparseBox, TokenEncoder, sum_of_rows, used_tokens
+from metta_ray.envs.env_spec import EnvSpec, Feature, TokenVocabulary
+
+NAMES = ("agent:group", "episode_completion_pct", "last_action", "vibe", "tag", "inv:ore", "inv:ore:p1", "agent_id")
+SPEC = EnvSpec(
+    "toy",
+    spaces.Box(0, 255, (6, 3), np.uint8),
+    spaces.Discrete(2),
+    vocabulary=TokenVocabulary({name: Feature(i, 1.0) for i, name in enumerate(NAMES)}, ("type:wall",), 5, 5),
+    action_names=("noop", "go"),
+)
 
 
 def tokens(*rows: list[tuple[int, int, int]], width: int = 6) -> torch.Tensor:
@@ -91,3 +105,24 @@ def test_padding_lets_kernels_cover_every_cell():
     assert padding_to_fit(13, kernel=5, stride=3, padding=0) == (0, 1)
     assert padding_to_fit(3, kernel=5, stride=3, padding=0) == (1, 1)
     assert padding_to_fit(11, kernel=3, stride=1, padding=1) == (1, 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lists=st.lists(
+        st.lists(
+            st.tuples(st.sampled_from([254, 0x00, 0x22, 0x44, 0x50, 0x9F]), st.integers(0, 12), st.integers(0, 255)),
+            max_size=6,
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_the_look_up_on_the_host_is_that_of_a_device(lists):
+    """Globals anywhere in a list, several for one place, unknown features, cells outside, empty lists."""
+    encoder = TokenEncoder(SPEC)
+    obs = tokens(*lists)
+
+    for on_host, on_device in zip(encoder(obs), encoder.on_device(obs[:, : used_tokens(obs)]), strict=True):
+        assert on_host.dtype == on_device.dtype
+        torch.testing.assert_close(on_host, on_device)

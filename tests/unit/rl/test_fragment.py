@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from metta_ray.agent.token_lookup import PADDING
 from metta_ray.common.util.packed_arrays import PackedArrays
 from metta_ray.envs.env_spec import TokenSpace
-from metta_ray.rl.experience import PADDING, Experience
+from metta_ray.rl.experience import Experience
 from metta_ray.rl.fragment import Fragment, fault_of
 
 TOKENS = 80
@@ -98,18 +99,20 @@ def test_fragments_of_different_token_widths_lie_side_by_side(first: int, second
     """Observations are as wide as the longest list; the rest is padding, also where a wider one lay before."""
     sources = [experience(2, 2, token_space()) for _ in range(2)]
     target = experience(2, 4, token_space())
-    for seed, (source, used) in enumerate(zip(sources, (first, second), strict=True)):
+    widths = dict(zip(sources, (first, second), strict=True))
+    for seed, (source, used) in enumerate(widths.items()):
         fill(source, used=used, seed=seed)
 
     for batch in (sources, sources[::-1]):
         target.begin_batch()
         for index, source in enumerate(batch):
-            target.add_fragment(2 * index, carried(source))
+            arrays = carried(source)
+            assert arrays["obs"].shape[2] == widths[source]
+            target.add_fragment(2 * index, arrays)
 
         for index, source in enumerate(batch):
-            width = source.obs.shape[2]
-            rows = target.obs[2 * index : 2 * index + 2]
-            assert torch.equal(rows[:, :, :width], source.obs)
+            rows, width = target.obs[2 * index : 2 * index + 2], widths[source]
+            assert torch.equal(rows[:, :, :width], source.obs[:, :, :width])
             assert (rows[:, :, width:] == PADDING).all()
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from metta_ray.rl.fused_loss import fused_ppo_loss
+from metta_ray.rl.fused_loss import fused_ppo_loss, gradients_and_sums
 from metta_ray.rl.losses import PPOTerms, ppo_loss
 from metta_ray.rl.trainer_config import PPOConfig
 
@@ -71,3 +71,16 @@ def test_nan_where_nothing_counts_spoils_neither_loss_nor_gradient():
     for name in ("logprobs", "values", "entropy"):
         assert tensors[name].grad.isfinite().all()
         assert (tensors[name].grad[~tensors["mask"]] == 0).all()
+
+
+@pytest.mark.parametrize("clip_vloss", [True, False])
+def test_arrays_on_the_host_and_tensors_on_a_device_give_the_same(clip_vloss: bool):
+    config, tensors = PPOConfig(clip_coef=0.2, vf_clip_coef=0.5, clip_vloss=clip_vloss, ent_coef=0.03), case(0)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+
+    by_torch = gradients_and_sums(**tensors, config=config)
+    by_numpy = gradients_and_sums(**arrays, config=config)
+
+    for one, other in zip(by_torch, by_numpy, strict=True):
+        assert other.dtype == "float32"
+        torch.testing.assert_close(torch.from_numpy(other), one, atol=1e-5, rtol=1e-5)
