@@ -79,7 +79,7 @@ from metta_ray.api import cleanup_distributed
 assert isinstance(agent, DistributedDataParallel) and world_size == 2
 assert (saved_policy is None) == (not is_master)
 checksum = sum(parameter.double().sum().item() for parameter in agent.parameters())
-print(f"rank {rank} ends with {checksum:.12f} at {agent_step} {epoch}", flush=True)
+print(f"rank {rank} ends with {checksum:.12f} at {agent_step} {epoch}\\n", end="", flush=True)  # in one piece
 cleanup_distributed()
 """
 GIVEN = ("", "", "", LOSS, EXPERIENCE, DISTRIBUTED, CHECKPOINT, "")

@@ -25,7 +25,8 @@ NAVIGATION = [
     *("--preset", "navigation", "--evaluate", "false", "--env-overrides.max-steps", 50),
     *("--trainer.bptt-horizon", STEPS, "--trainer.update-epochs", 1, "--trainer.batch-size", BATCH),
     *("--trainer.minibatch-size", BATCH // 2, "--trainer.checkpoint.checkpoint-interval", 100),
-    *("--trainer.autocast", "none"),  # what a cluster computes in, and not every machine
+    # What a cluster computes in, and not every machine: which way is faster is measured there.
+    *("--trainer.autocast", "none", "--agent.gather-conv", "true"),
 ]
 SYNCHRONOUS = ["--pacing.target-staleness", 0, "--rollout.num-cpus", 0.1, "--learner.num-cpus", 0.1]
 CLOCKS = (
