@@ -6,15 +6,18 @@ Letters: N rows, H width of what the heads read, A actions.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from metta_ray.agent.action_head import ActionHead
 from metta_ray.agent.distributions import draw_on_host
+from metta_ray.agent.networks.layers import hooks_of
 
 FloatArray = NDArray[np.float32]
 
@@ -26,17 +29,29 @@ def _relu(x: FloatArray, out: FloatArray) -> FloatArray:
     return np.maximum(x, 0.0, out=out)
 
 
-_ACTIVATIONS: dict[type[nn.Module], Callable[..., FloatArray]] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
+_NAMES = ("network", "critic_network", "actor", "critic")
+_ACTIVATIONS: dict[type, Callable[..., FloatArray]] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
 
 
 class HostStack:
-    """Runs a ``LinearStack`` whose activations numpy has. Its arrays are the weights' own memory."""
+    """Runs a ``LinearStack`` whose activations numpy has. Its arrays are the weights' own memory.
 
-    def __init__(self) -> None:
+    most_rows: for how many rows at once the stack is small; 0 where numpy lacks one of its layers.
+    """
+
+    def __init__(self, stack: nn.Module) -> None:
+        self.stack = stack
+        layers = list(stack.children())
+        self.hooks = [hooks for module in (stack, *layers) for hooks in hooks_of(module)]
+        is_possible = isinstance(stack, nn.Sequential) and all(
+            type(one) in (nn.Linear, *_ACTIVATIONS) for one in layers
+        )
+        sizes = [layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear)]
+        self.most_rows = MOST_MULTIPLICATIONS // max(sizes, default=1) if is_possible else 0
         self._arrays: dict[int, tuple[tuple[int, int], FloatArray, FloatArray]] = {}
 
-    def __call__(self, stack: nn.Sequential, x: FloatArray) -> FloatArray:
-        for index, layer in enumerate(stack._modules.values()):
+    def __call__(self, x: FloatArray) -> FloatArray:
+        for index, layer in enumerate(self.stack._modules.values()):
             activation = _ACTIVATIONS.get(type(layer))
             if activation is not None:
                 activation(x, out=x)
@@ -55,17 +70,6 @@ class HostStack:
             kept = self._arrays[index] = (places, weight.numpy(force=True).T, bias.numpy(force=True))
         return kept[1:]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return HostStack, ()  # a copy of a policy has other weights
-
-
-def most_rows(*stacks: nn.Sequential | None) -> int:
-    """For how many rows at once these stacks are small; 0 where numpy lacks one of their layers."""
-    layers = [layer for stack in stacks if stack is not None for layer in stack]
-    if not all(type(layer) in (nn.Linear, *_ACTIVATIONS) for layer in layers):
-        return 0
-    return MOST_MULTIPLICATIONS // max(layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear))
-
 
 def choose(logits: FloatArray, generator: Generator | None) -> tuple[NDArray[np.int32], FloatArray]:
     """Actions and their log-probabilities ``(N,)`` from ``(N, A)``, which is written to."""
@@ -76,32 +80,65 @@ def choose(logits: FloatArray, generator: Generator | None) -> tuple[NDArray[np.
 
 
 class HostActing:
-    """What numpy computes of a policy that chooses one of A actions: small encoders of vectors, and heads."""
+    """What numpy computes of a policy that chooses one of A actions: heads, and encoders of float32 vectors.
 
-    def __init__(self) -> None:
-        self._encoder, self._critic_encoder, self._actor, self._critic = (HostStack() for _ in range(4))
+    modules: the policy's own ``_modules``: network, critic_network where there is one, actor, critic, action_head.
+    obs_shape: of what the encoders may compute; None: they may not.
+    """
 
-    def cores(
-        self, obs: Tensor, encoder: nn.Sequential, critic_encoder: nn.Sequential | None
-    ) -> tuple[FloatArray, FloatArray]:
+    def __init__(self, modules: dict[str, nn.Module], obs_shape: tuple[int, ...] | None) -> None:
+        self._modules = modules
+        self._obs_shape = obs_shape
+        self._prepare()
+
+    def _prepare(self) -> None:
+        modules = self._modules
+        self._prepared_for = [modules.get(name) for name in _NAMES]
+        self._actor, self._critic = HostStack(modules["actor"]), HostStack(modules["critic"])
+        self._head_hooks = [*self._actor.hooks, *self._critic.hooks]
+        is_discrete = cast(ActionHead, modules["action_head"]).kind == "Discrete"
+        self._most_head_rows = min(self._actor.most_rows, self._critic.most_rows) if is_discrete else 0
+        self._most_rows = 0
+        if self._obs_shape is None:
+            return
+        networks = [modules[name] for name in ("network", "critic_network") if name in modules]
+        self._encoders = [HostStack(cast(nn.Module, network.layers)) for network in networks]
+        self._hooks = [hooks for encoder in self._encoders for hooks in encoder.hooks]
+        self._hooks += [hooks for network in networks for hooks in hooks_of(network)]
+        self._most_rows = min(encoder.most_rows for encoder in self._encoders)
+
+    def computes_heads(self, obs: Tensor) -> bool:
+        """Whether it does for these observations ``(N, …)`` of whatever kind."""
+        modules = self._modules
+        if [modules.get(name) for name in _NAMES] != self._prepared_for:
+            self._prepare()
+        is_eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        fits = obs.shape[0] <= self._most_head_rows and obs.is_cpu
+        return fits and is_eager and not any(self._head_hooks) and not cast(Any, modules["action_head"]).is_adapted
+
+    def computes_encoders(self, obs: Tensor) -> bool:
+        """Whether it does beside the heads; in float32."""
+        return obs.shape[0] <= self._most_rows and obs.shape[1:] == self._obs_shape and not any(self._hooks)
+
+    def cores(self, obs: Tensor) -> tuple[FloatArray, FloatArray]:
         """What actor and critic read, ``(N, H)``, of float32 ``(N, …)``."""
         x = obs.numpy().reshape(len(obs), -1)
-        core = self._encoder(encoder, x)
-        return core, core if critic_encoder is None else self._critic_encoder(critic_encoder, x)
+        cores = [encoder(x) for encoder in self._encoders]
+        return cores[0], cores[-1]
 
     def act(
-        self,
-        core: FloatArray,
-        critic_core: FloatArray,
-        actor: nn.Sequential,
-        critic: nn.Sequential,
-        generator: Generator | None,
+        self, core: FloatArray, critic_core: FloatArray, generator: Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """action int32 ``(N,)``, logprob ``(N,)``, value ``(N, 1)``."""
-        action, logprob = choose(self._actor(actor, core), generator)
-        value = self._critic(critic, critic_core)
-        return torch.from_numpy(action), torch.from_numpy(logprob), torch.from_numpy(value)
+        action, logprob = choose(self._actor(core), generator)
+        return torch.from_numpy(action), torch.from_numpy(logprob), torch.from_numpy(self._critic(critic_core))
 
-    def value(self, critic_core: FloatArray, critic: nn.Sequential) -> FloatArray:
+    def value(self, critic_core: FloatArray) -> Tensor:
         """``(N,)``"""
-        return self._critic(critic, critic_core)[:, 0]
+        return torch.from_numpy(self._critic(critic_core)[:, 0])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HostActing:
+        return HostActing(copy.deepcopy(self._modules, memo), self._obs_shape)  # a copy of a policy has other weights
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HostActing, (self._modules, self._obs_shape)

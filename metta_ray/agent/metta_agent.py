@@ -18,10 +18,10 @@ from metta_ray.agent import spec_json
 from metta_ray.agent.action_head import ActionHead
 from metta_ray.agent.agent_config import AgentConfig
 from metta_ray.agent.held_weights import HeldWeights
-from metta_ray.agent.host_acting import FloatArray, HostActing, most_rows
+from metta_ray.agent.host_acting import FloatArray, HostActing
 from metta_ray.agent.lstm import SequenceLSTM
-from metta_ray.agent.networks.layers import head, is_hooked
-from metta_ray.agent.networks.mlp import VectorMlp, is_plain_mlp
+from metta_ray.agent.networks.layers import head
+from metta_ray.agent.networks.mlp import is_plain_mlp
 from metta_ray.agent.networks.registry import build_network
 from metta_ray.agent.policy_state import PolicyState
 from metta_ray.agent.precision import in_float32
@@ -86,12 +86,8 @@ class MettaAgent(nn.Module):
             bounds = [config.clip_range * largest for largest in largest_weights(weight_matrices(self)).values()]
             self.register_buffer("clip_bounds", torch.tensor(bounds))
         self.autocast_dtype: torch.dtype | None = None
-        self._host_acting = HostActing()
-        self._host_rows = self._host_head_rows = 0
-        if self.action_head.kind == "Discrete":
-            self._host_head_rows = most_rows(self.actor, self.critic)
-            if is_plain_mlp(self.network, spec) and self.lstm is None and not config.side_inputs:
-                self._host_rows = min(self._host_head_rows, most_rows(*self._encoder_layers()))
+        is_plain = is_plain_mlp(self.network, spec) and self.lstm is None and not config.side_inputs
+        self._host_acting = HostActing(cast(dict[str, nn.Module], self._modules), spec.obs_shape if is_plain else None)
         self._held, self._held_critic = HeldWeights(), HeldWeights()
         # What the environment's (feature id, value) pairs are called here; empty while they need no renaming.
         self.register_buffer("token_pairs", torch.empty(0, 2, dtype=torch.uint8), persistent=False)
@@ -120,9 +116,8 @@ class MettaAgent(nn.Module):
 
     def act(self, obs: Tensor, state: PolicyState) -> tuple[Tensor, Tensor, Tensor]:
         """(action, logprob, value) as ``forward`` draws them: what a rollout needs, and no gradient."""
-        if self._heads_may_act_on_host(obs):
-            cores = self._cores_on_host(obs, state)
-            return self._host_acting.act(*cores, self.actor, self.critic, state.generator)
+        if self._host_acting.computes_heads(obs):
+            return self._host_acting.act(*self._cores_on_host(obs, state), state.generator)
         core, critic_core, _ = self._cores(obs, state)
         with in_float32(obs.device):
             distribution = self.action_head.distribution(self.actor(core.float()))
@@ -131,33 +126,19 @@ class MettaAgent(nn.Module):
 
     def value(self, obs: Tensor, state: PolicyState) -> Tensor:
         """Value ``(N,)`` float32 alone, as ``act`` gives it: draws no random number and leaves ``state`` as it was."""
-        if self._heads_may_act_on_host(obs):
-            _, critic_array = self._cores_on_host(obs, replace(state))
-            return torch.from_numpy(self._host_acting.value(critic_array, self.critic))
+        if self._host_acting.computes_heads(obs):
+            return self._host_acting.value(self._cores_on_host(obs, replace(state))[1])
         _, critic_core, _ = self._cores(obs, replace(state))
         with in_float32(obs.device):
             value: Tensor = self.critic(critic_core.float())
         return value.squeeze(1)
 
-    def _heads_may_act_on_host(self, obs: Tensor) -> bool:
-        is_eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        is_small = obs.is_cpu and obs.shape[0] <= self._host_head_rows
-        return is_eager and is_small and not self.action_head.is_adapted and not is_hooked(self.actor, self.critic)
-
-    def _encoders_may_act_on_host(self, obs: Tensor) -> bool:
-        fits = obs.shape[0] <= self._host_rows and obs.shape[1:] == self.spec.obs_shape
-        is_float32 = self.autocast_dtype is None and not torch.is_autocast_enabled("cpu")
-        return fits and is_float32 and not is_hooked(*self._encoder_layers())
-
     def _cores_on_host(self, obs: Tensor, state: PolicyState) -> tuple[FloatArray, FloatArray]:
-        if self._encoders_may_act_on_host(obs):
-            return self._host_acting.cores(obs, *self._encoder_layers())
+        is_float32 = self.autocast_dtype is None and not torch.is_autocast_enabled("cpu")
+        if is_float32 and self._host_acting.computes_encoders(obs):
+            return self._host_acting.cores(obs)
         core, critic_core, _ = self._cores(obs, state)
         return core.float().numpy(), critic_core.float().numpy()
-
-    def _encoder_layers(self) -> tuple[nn.Sequential, nn.Sequential | None]:
-        network, critic = cast(VectorMlp, self.network), cast(VectorMlp | None, self.critic_network)
-        return network.layers, None if critic is None else critic.layers
 
     def _cores(self, obs: Tensor, state: PolicyState) -> tuple[Tensor, Tensor, int]:
         """What actor and critic read, each ``(N, H)``, and N. Updates ``state``."""

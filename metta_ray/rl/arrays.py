@@ -40,10 +40,10 @@ def quietly() -> AbstractContextManager[Any]:
 
 def put(buffer: Array, index: Any, values: Numbers | float) -> None:
     """``buffer[index] = values`` for a ``native`` buffer; no gradient is kept."""
-    if isinstance(values, float | int):
+    if isinstance(buffer, np.ndarray):
+        buffer[index] = values.numpy(force=True) if isinstance(values, Tensor) else values
+    elif isinstance(values, float | int):
         buffer[index] = values
-    elif isinstance(buffer, np.ndarray):
-        buffer[index] = on_host(values)
     else:
         buffer[index] = torch.as_tensor(values, device=buffer.device).detach()
 
