@@ -29,7 +29,6 @@ def _relu(x: FloatArray, out: FloatArray) -> FloatArray:
     return np.maximum(x, 0.0, out=out)
 
 
-_NAMES = ("network", "critic_network", "actor", "critic")
 _ACTIVATIONS: dict[type, Callable[..., FloatArray]] = {nn.Tanh: np.tanh, nn.ReLU: _relu}
 
 
@@ -92,29 +91,34 @@ class HostActing:
         self._prepare()
 
     def _prepare(self) -> None:
-        modules = self._modules
-        self._prepared_for = [modules.get(name) for name in _NAMES]
-        self._actor, self._critic = HostStack(modules["actor"]), HostStack(modules["critic"])
+        self._prepared_for = self._stacks()
+        self._actor, self._critic, *self._encoders = [HostStack(stack) for stack, *_ in self._prepared_for]
         self._head_hooks = [*self._actor.hooks, *self._critic.hooks]
-        is_discrete = cast(ActionHead, modules["action_head"]).kind == "Discrete"
+        is_discrete = cast(ActionHead, self._modules["action_head"]).kind == "Discrete"
         self._most_head_rows = min(self._actor.most_rows, self._critic.most_rows) if is_discrete else 0
-        self._most_rows = 0
-        if self._obs_shape is None:
-            return
-        networks = [modules[name] for name in ("network", "critic_network") if name in modules]
-        self._encoders = [HostStack(cast(nn.Module, network.layers)) for network in networks]
         self._hooks = [hooks for encoder in self._encoders for hooks in encoder.hooks]
-        self._hooks += [hooks for network in networks for hooks in hooks_of(network)]
-        self._most_rows = min(encoder.most_rows for encoder in self._encoders)
+        self._hooks += [hooks for network in self._networks() for hooks in hooks_of(network)]
+        self._most_rows = min((encoder.most_rows for encoder in self._encoders), default=0)
+
+    def _networks(self) -> list[nn.Module]:
+        names = ("network", "critic_network") if self._obs_shape is not None else ()
+        return [self._modules[name] for name in names if name in self._modules]
+
+    def _stacks(self) -> list[list[Any]]:
+        """Heads and encoders as they are now, each with its layers: any of them may be replaced."""
+        stacks = [self._modules["actor"], self._modules["critic"]]
+        stacks += [cast(nn.Module, network._modules["layers"]) for network in self._networks()]
+        return [[stack, *stack._modules.values()] for stack in stacks]
 
     def computes_heads(self, obs: Tensor) -> bool:
         """Whether it does for these observations ``(N, …)`` of whatever kind."""
-        modules = self._modules
-        if [modules.get(name) for name in _NAMES] != self._prepared_for:
+        if self._stacks() != self._prepared_for:
             self._prepare()
         is_eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         fits = obs.shape[0] <= self._most_head_rows and obs.is_cpu
-        return fits and is_eager and not any(self._head_hooks) and not cast(Any, modules["action_head"]).is_adapted
+        return (
+            fits and is_eager and not any(self._head_hooks) and not cast(Any, self._modules["action_head"]).is_adapted
+        )
 
     def computes_encoders(self, obs: Tensor) -> bool:
         """Whether it does beside the heads; in float32."""

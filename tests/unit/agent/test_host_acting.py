@@ -106,11 +106,17 @@ def replace(policy: MettaAgent) -> MettaAgent:
     return policy
 
 
+def replace_stacks(policy: MettaAgent) -> MettaAgent:
+    policy.network.layers = nn.Sequential(nn.Linear(3, 6), nn.Tanh())
+    policy.actor = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    return policy
+
+
 def copied(policy: MettaAgent) -> MettaAgent:
     return write_in_place(copy.deepcopy(policy))
 
 
-@pytest.mark.parametrize("change", [write_in_place, load, move, replace, copied])
+@pytest.mark.parametrize("change", [write_in_place, load, move, replace, replace_stacks, copied])
 def test_it_follows_the_weights(change: Callable[[MettaAgent], MettaAgent], numpy_calls: list[int]):
     policy = mlp()
     before = acted(policy)
@@ -120,6 +126,17 @@ def test_it_follows_the_weights(change: Callable[[MettaAgent], MettaAgent], nump
     assert numpy_calls
     require_equal(changed)
     assert not torch.equal(acted(changed)[1], before[1])
+
+
+def test_a_layer_that_numpy_lacks_takes_the_plain_way(numpy_calls: list[int]):
+    policy = mlp()
+    acted(policy)
+    numpy_calls.clear()
+    policy.actor[0] = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4))
+
+    require_equal(policy)
+
+    assert not numpy_calls
 
 
 def test_a_copy_leaves_the_original_alone():
