@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, ObjectLostError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+)
 
 from metta_ray.common.errors import UsageError
 from metta_ray.envs.tasks import TaskTable
@@ -65,6 +72,10 @@ def preempted() -> Exception:
     error = ActorDiedError()
     error._preempted = True
     return error
+
+
+def node_lost() -> Exception:
+    return RayActorError(error_msg="The actor died because its node has died. Node Id: 6496d0fa")
 
 
 def unavailable() -> Exception:

@@ -18,6 +18,7 @@ from typing import Any
 
 from metta_ray.common.errors import LearnersLost, RunFailed, TrainingDiverged
 from metta_ray.control.deadlines import Durations
+from metta_ray.control.failure import Cause
 from metta_ray.service.causes import Failure, Outcome, failure_of, is_death
 from metta_ray.service.children import Child, Children, Future
 from metta_ray.service.identity import Identity
@@ -452,7 +453,7 @@ class LearnerGroup:
 
     def _greet(self) -> None:
         """Hears newcomers out. One whose start failed is replaced; before there is a state to go on from, its error is
-        raised: the others would fail like it."""
+        raised, for the others would fail like it, unless it went with its node."""
         waiting = [replica for replica in self.newcomers if replica.hello is not None]
         done = self._children.wait([replica.hello for replica in waiting], 0.0) if waiting else []
         for replica in waiting:
@@ -467,7 +468,7 @@ class LearnerGroup:
                     replica.hello = replica.child.call("describe")
                     continue
                 self._end(replica)
-                if self.committed is None:
+                if self.committed is None and failure.cause not in (Cause.NODE_LOST, Cause.PREEMPTED):
                     raise
                 self.spend_failure(failure.text)
                 self.newcomers.append(self._start())

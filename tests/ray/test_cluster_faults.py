@@ -123,7 +123,8 @@ def two_places(shared_lab: Lab) -> Head:
     return shared_lab.head(num_cpus=2, env={**env, "RAY_health_check_failure_threshold": "3"})
 
 
-ON_NODES = ["--rollout.resources", '{"rollout": 1}', "--rollout.num-cpus", 0.1, "--learner.num-cpus", 1]
+# The learner fits on the head alone.
+ON_NODES = ["--rollout.resources", '{"rollout": 1}', "--rollout.num-cpus", 0.1, "--learner.num-cpus", 1.5]
 
 
 def nodes_of(run: Run) -> set[str]:
@@ -133,8 +134,8 @@ def nodes_of(run: Run) -> set[str]:
 def test_a_killed_node_costs_what_was_in_flight_and_its_workers_come_back_elsewhere(
     shared_lab: Lab, two_places: Head
 ) -> None:
-    first = two_places.add_node(num_cpus=2, resources={"rollout": 1})
-    second = two_places.add_node(num_cpus=2, resources={"rollout": 1})
+    first = two_places.add_node(num_cpus=1, resources={"rollout": 1})
+    second = two_places.add_node(num_cpus=1, resources={"rollout": 1})
     run = shared_lab.train(*ENDLESS, *ON_NODES, run="nodes", head=two_places)
     run.wait_for_status(lambda _: len(nodes_of(run)) == 2, "a worker on each node")
 
@@ -144,7 +145,7 @@ def test_a_killed_node_costs_what_was_in_flight_and_its_workers_come_back_elsewh
     version = run.version
     run.wait_for_version(version + 2, 10.0 * SLACK)
     print(f"node killed: two more updates after {time.monotonic() - killed:.1f} s")
-    third = two_places.add_node(num_cpus=2, resources={"rollout": 1})
+    third = two_places.add_node(num_cpus=1, resources={"rollout": 1})
     added = time.monotonic()
     run.wait_for_status(lambda _: len(nodes_of(run)) == 2, "a worker on the new node", NODE_BACK_S * SLACK)
     print(f"its worker delivers on another node after {time.monotonic() - added:.1f} s")
@@ -155,11 +156,11 @@ def test_a_killed_node_costs_what_was_in_flight_and_its_workers_come_back_elsewh
 
 
 def test_a_node_that_is_taken_away_with_notice_loses_nothing(shared_lab: Lab, two_places: Head) -> None:
-    first = two_places.add_node(num_cpus=2, resources={"rollout": 1})
+    first = two_places.add_node(num_cpus=1, resources={"rollout": 1})
     run = shared_lab.train(*ENDLESS, *ON_NODES, run="notice", head=two_places)
     run.wait_for_status(lambda status: status["workers"]["ready"] == 1, "a worker on the only node")
     leaving = run.status()["workers"]["list"][0]["node"]
-    second = two_places.add_node(num_cpus=2, resources={"rollout": 2})
+    second = two_places.add_node(num_cpus=1, resources={"rollout": 2})
     run.wait_for_status(lambda status: status["workers"]["ready"] == 2, "a worker on the other node too")
 
     assert run.ask("drain", leaving, 20_000)

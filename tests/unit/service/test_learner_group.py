@@ -18,6 +18,8 @@ from tests.fakes import (
     FakeLearner,
     ManualClock,
     failed_to_start,
+    node_lost,
+    preempted,
     raised,
     small_config,
     small_sizes,
@@ -156,6 +158,22 @@ def test_a_start_that_fails_before_there_was_a_group_is_raised():
 
     with pytest.raises(Exception, match="no such device"):
         group.group.are_ready()
+
+
+@pytest.mark.parametrize("error", [preempted(), node_lost()])
+def test_one_whose_node_is_lost_before_there_was_a_group_is_replaced(error: Exception):
+    group = Group(2)
+    group.children.start_seconds = None
+    group.group.start()
+
+    group.replicas[1].die(error)
+    assert not group.group.are_ready()
+    for learner in group.replicas:
+        learner.become_ready()
+
+    assert group.group.are_ready()
+    assert len(group.group.newcomers) == 2
+    assert group.group.failures == 1
 
 
 # A replica is lost.
