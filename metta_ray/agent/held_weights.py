@@ -19,29 +19,25 @@ class HeldWeights:
 
     def __init__(self) -> None:
         self._cast = Derived(_cast)
-        self._places: list[tuple[dict[str, Any], str]] | None = None
+        self._holders: list[dict[str, Any]] | None = None
 
     def call(self, network: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Tensor:
         """``network(inputs)`` without a gradient."""
-        if self._places is None:
-            self._places = _places_of_weights(network)
-        weights = [holder[name] for holder, name in self._places]
+        if self._holders is None:
+            self._holders = [module._parameters for module in network.modules()]
+        own = [(holder, *item) for holder in self._holders for item in holder.items() if item[1] is not None]
+        held = self._cast(*[weight for _, _, weight in own], dtype=dtype)
         try:
-            for (holder, name), cast in zip(self._places, self._cast(*weights, dtype=dtype), strict=True):
+            for (holder, name, _), cast in zip(own, held, strict=True):
                 holder[name] = cast
             outputs: Tensor = network(inputs)
         finally:
-            for (holder, name), weight in zip(self._places, weights, strict=True):
+            for holder, name, weight in own:
                 holder[name] = weight
         return outputs
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HeldWeights, ()  # a copy of a policy has another network
-
-
-def _places_of_weights(network: nn.Module) -> list[tuple[dict[str, Any], str]]:
-    holders = [module._parameters for module in network.modules()]
-    return [(holder, name) for holder in holders for name, weight in holder.items() if weight is not None]
 
 
 def _cast(*weights: Tensor, dtype: torch.dtype) -> list[Tensor]:

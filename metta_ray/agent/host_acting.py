@@ -17,7 +17,8 @@ from torch import Generator, Tensor, nn
 
 from metta_ray.agent.action_head import ActionHead
 from metta_ray.agent.distributions import draw_on_host
-from metta_ray.agent.networks.layers import hooks_of
+from metta_ray.agent.networks.layers import LinearStack, hooks_of
+from metta_ray.agent.networks.mlp import VectorMlp
 
 FloatArray = NDArray[np.float32]
 
@@ -33,20 +34,23 @@ _ACTIVATIONS: dict[type, Callable[..., FloatArray]] = {nn.Tanh: np.tanh, nn.ReLU
 
 
 class HostStack:
-    """Runs a ``LinearStack`` whose activations numpy has. Its arrays are the weights' own memory.
+    """Runs a ``LinearStack`` of plain linear layers and activations that numpy has. Its arrays are the weights' own
+    memory.
 
-    most_rows: for how many rows at once the stack is small; 0 where numpy lacks one of its layers.
+    most_rows: for how many rows at once the stack is small; 0 where it has other layers, or begins with an activation,
+        which would be computed in place of what it reads.
     """
 
     def __init__(self, stack: nn.Module) -> None:
         self.stack = stack
         layers = list(stack.children())
         self.hooks = [hooks for module in (stack, *layers) for hooks in hooks_of(module)]
-        is_possible = isinstance(stack, nn.Sequential) and all(
-            type(one) in (nn.Linear, *_ACTIVATIONS) for one in layers
-        )
-        sizes = [layer.weight.numel() for layer in layers if isinstance(layer, nn.Linear)]
-        self.most_rows = MOST_MULTIPLICATIONS // max(sizes, default=1) if is_possible else 0
+        linear = [layer for layer in layers if type(layer) is nn.Linear and layer.bias is not None]
+        others = [layer for layer in layers if layer not in linear]
+        is_sequence = type(stack) in (LinearStack, nn.Sequential)  # and has no forward of its own
+        begins_linear = is_sequence and bool(linear) and layers[0] is linear[0]
+        is_possible = begins_linear and all(type(layer) in _ACTIVATIONS for layer in others)
+        self.most_rows = MOST_MULTIPLICATIONS // max(one.weight.numel() for one in linear) if is_possible else 0
         self._arrays: dict[int, tuple[tuple[int, int], FloatArray, FloatArray]] = {}
 
     def __call__(self, x: FloatArray) -> FloatArray:
@@ -66,7 +70,8 @@ class HostStack:
         places = weight.data_ptr(), bias.data_ptr()
         kept = self._arrays.get(index)
         if kept is None or kept[0] != places:  # they have been moved or replaced
-            kept = self._arrays[index] = (places, weight.numpy(force=True).T, bias.numpy(force=True))
+            # Of weights on a device this would be a copy, which grows old: an error there.
+            kept = self._arrays[index] = (places, weight.detach().numpy().T, bias.detach().numpy())
         return kept[1:]
 
 
@@ -101,14 +106,17 @@ class HostActing:
         self._most_rows = min((encoder.most_rows for encoder in self._encoders), default=0)
 
     def _networks(self) -> list[nn.Module]:
-        names = ("network", "critic_network") if self._obs_shape is not None else ()
-        return [self._modules[name] for name in names if name in self._modules]
+        """Those whose layers are all that they compute."""
+        networks = [self._modules[name] for name in ("network", "critic_network") if name in self._modules]
+        is_plain = self._obs_shape is not None and all(type(network) is VectorMlp for network in networks)
+        return networks if is_plain else []
 
     def _stacks(self) -> list[list[Any]]:
-        """Heads and encoders as they are now, each with its layers: any of them may be replaced."""
+        """Heads and encoders as they are now, each with its layers, which may be replaced, and their types: torch gives
+        a layer that is parametrised another one."""
         stacks = [self._modules["actor"], self._modules["critic"]]
         stacks += [cast(nn.Module, network._modules["layers"]) for network in self._networks()]
-        return [[stack, *stack._modules.values()] for stack in stacks]
+        return [[stack, *stack._modules.values(), *map(type, stack._modules.values())] for stack in stacks]
 
     def computes_heads(self, obs: Tensor) -> bool:
         """Whether it does for these observations ``(N, …)`` of whatever kind."""

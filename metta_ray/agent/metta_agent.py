@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,6 @@ from metta_ray.agent.held_weights import HeldWeights
 from metta_ray.agent.host_acting import FloatArray, HostActing
 from metta_ray.agent.lstm import SequenceLSTM
 from metta_ray.agent.networks.layers import head
-from metta_ray.agent.networks.mlp import is_plain_mlp
 from metta_ray.agent.networks.registry import build_network
 from metta_ray.agent.policy_state import PolicyState
 from metta_ray.agent.precision import in_float32
@@ -86,7 +86,7 @@ class MettaAgent(nn.Module):
             bounds = [config.clip_range * largest for largest in largest_weights(weight_matrices(self)).values()]
             self.register_buffer("clip_bounds", torch.tensor(bounds))
         self.autocast_dtype: torch.dtype | None = None
-        is_plain = is_plain_mlp(self.network, spec) and self.lstm is None and not config.side_inputs
+        is_plain = spec.obs_dtype == np.float32 and self.lstm is None and not config.side_inputs
         self._host_acting = HostActing(cast(dict[str, nn.Module], self._modules), spec.obs_shape if is_plain else None)
         self._held, self._held_critic = HeldWeights(), HeldWeights()
         # What the environment's (feature id, value) pairs are called here; empty while they need no renaming.

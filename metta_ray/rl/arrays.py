@@ -38,14 +38,23 @@ def quietly() -> AbstractContextManager[Any]:
     return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
-def put(buffer: Array, index: Any, values: Numbers | float) -> None:
-    """``buffer[index] = values`` for a ``native`` buffer; no gradient is kept."""
-    if isinstance(buffer, np.ndarray):
-        buffer[index] = values.numpy(force=True) if isinstance(values, Tensor) else values
-    elif isinstance(values, float | int):
-        buffer[index] = values
-    else:
-        buffer[index] = torch.as_tensor(values, device=buffer.device).detach()
+class Buffer:
+    """A tensor as it is written to; a copy of it and of the tensor belong together again."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._native = tensor, native(tensor)
+
+    def put(self, index: Any, values: Numbers | float) -> None:
+        """``tensor[index] = values``; no gradient is kept."""
+        if isinstance(self._native, np.ndarray):
+            self._native[index] = values.numpy(force=True) if isinstance(values, Tensor) else values
+        elif isinstance(values, float | int):
+            self._native[index] = values
+        else:
+            self._native[index] = torch.as_tensor(values, device=self._tensor.device).detach()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Buffer, (self._tensor,)
 
 
 def on_host(numbers: Numbers) -> np.ndarray[Any, Any]:

@@ -26,7 +26,7 @@ from metta_ray.agent.token_encoder import used_tokens
 from metta_ray.agent.token_lookup import PADDING
 from metta_ray.common.errors import ConfigError, UsageError
 from metta_ray.envs.env_spec import TokenSpace
-from metta_ray.rl.arrays import Array, Numbers, native, on_host, put
+from metta_ray.rl.arrays import Buffer, Numbers, on_host
 from metta_ray.rl.random_streams import MINIBATCHES, random_stream, stream_seed
 from metta_ray.rl.rollout_state import RolloutState, action_dtype
 
@@ -185,9 +185,9 @@ class Experience:
 
         self._store_obs(rows, column, obs)
         written, place = self._written, (rows, column)
-        put(written.actions, place, actions)
-        put(written.logprobs, place, logprobs)
-        put(written.values, place, values.flatten())
+        written.actions.put(place, actions)
+        written.logprobs.put(place, logprobs)
+        written.values.put(place, values.flatten())
         self._store_outcome(rows, column, rewards, dones, truncations, mask, truncation_values)
         self._center_rewards(segment, column, env_id)
         self._keep_rollout_state(env_id, lstm_state, actions)
@@ -401,20 +401,20 @@ class Experience:
 
     def _store_obs(self, rows: slice, column: int, obs: Tensor) -> None:
         if not self._stores_tokens:
-            put(self._written.obs, (rows, column), obs)
+            self._written.obs.put((rows, column), obs)
             return
         if obs.shape[1] > self.obs.shape[2] and (used := used_tokens(obs)) > self.obs.shape[2]:
             self._widen_obs(min(math.ceil(used / TOKEN_BLOCK) * TOKEN_BLOCK, max(used, obs.shape[1])))
         width = min(self.obs.shape[2], obs.shape[1])
-        put(self._written.obs, (rows, column, slice(width)), obs[:, :width])
-        put(self._written.obs, (rows, column, slice(width, None)), PADDING)
+        self._written.obs.put((rows, column, slice(width)), obs[:, :width])
+        self._written.obs.put((rows, column, slice(width, None)), PADDING)
 
     def _widen_obs(self, width: int) -> None:
         S, T, narrow, _ = self.obs.shape
         wide = torch.full((S, T, width, 3), PADDING, dtype=self.obs.dtype, device=self._obs_device)
         wide[:, :, :narrow] = self.obs
         self.obs = wide.pin_memory() if self._pin_obs else wide
-        self._written.obs = native(self.obs)
+        self._written.obs = Buffer(self.obs)
 
     def _rows(self, env_id: slice, segment: int) -> slice:
         first = segment * self.total_agents
@@ -461,11 +461,11 @@ class Experience:
         truncation_values: Tensor | None,
     ) -> None:
         written, place = self._written, (rows, column)
-        put(written.rewards, place, rewards)
-        put(written.dones, place, dones)
-        put(written.truncateds, place, truncations)
-        put(written.masks, place, mask)
-        put(written.truncation_values, place, 0.0 if truncation_values is None else truncation_values)
+        written.rewards.put(place, rewards)
+        written.dones.put(place, dones)
+        written.truncateds.put(place, truncations)
+        written.masks.put(place, mask)
+        written.truncation_values.put(place, 0.0 if truncation_values is None else truncation_values)
 
     def _close(
         self,
@@ -522,22 +522,22 @@ class Experience:
 
 @dataclass
 class _Written:
-    """The buffers of ``store``, in the form in which they are written to."""
+    """What ``store`` writes to."""
 
-    obs: Array
-    actions: Array
-    logprobs: Array
-    values: Array
-    rewards: Array
-    dones: Array
-    truncateds: Array
-    masks: Array
-    truncation_values: Array
+    obs: Buffer
+    actions: Buffer
+    logprobs: Buffer
+    values: Buffer
+    rewards: Buffer
+    dones: Buffer
+    truncateds: Buffer
+    masks: Buffer
+    truncation_values: Buffer
 
     @classmethod
     def of(cls, experience: Experience) -> _Written:
         tensors = experience._fragment_tensors()
-        return cls(**{one.name: native(tensors[one.name]) for one in fields(cls)})
+        return cls(**{one.name: Buffer(tensors[one.name]) for one in fields(cls)})
 
 
 def _copy(target: Tensor, array: np.ndarray[Any, Any]) -> None:

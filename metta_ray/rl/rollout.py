@@ -85,20 +85,19 @@ class _Inputs:
     ) -> None:
         self.dones = received.terminals | received.truncations | is_new
         self.obs = _observation_tensor(received.obs, vecenv, device)
-        self.rewards = _on_device(received.rewards, device)
-        self.resets = _on_device(self.dones, device) if self.dones.any() else None
-
-
-def _on_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor if device == "cpu" else tensor.to(device)
+        self.rewards = _on_device(torch.from_numpy(received.rewards), device)
+        self.resets = _on_device(torch.from_numpy(self.dones), device) if self.dones.any() else None
 
 
 def _observation_tensor(obs: NDArray[Any], vecenv: VecEnv, device: torch.device | str) -> Tensor:
     tensor = torch.from_numpy(obs)
     if isinstance(vecenv.driver_env.observation_space, TokenSpace):
         tensor = tensor[:, : used_tokens(tensor)]
-    return tensor if device == "cpu" else tensor.to(device)
+    return _on_device(tensor, device)
+
+
+def _on_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    return tensor if str(device) == "cpu" else tensor.to(device)  # it comes from the host, where asking takes longer
 
 
 def _receive(vecenv: VecEnv, timer: Stopwatch | None) -> tuple[Received, slice]:

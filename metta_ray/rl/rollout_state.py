@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metta_ray.agent.policy_state import PolicyState
-from metta_ray.rl.arrays import native, put
+from metta_ray.rl.arrays import Buffer
 from metta_ray.rl.random_streams import ACTIONS, random_stream
 
 _TENSORS = ("lstm_h", "lstm_c", "last_actions")
@@ -45,7 +45,7 @@ class RolloutState:
         )
         self.is_new = np.ones(num_agents, bool)
         self.generator = random_stream(ACTIONS, device)
-        self._written = [native(buffer) for buffer in (self.lstm_h, self.lstm_c, self.last_actions)]
+        self._written = [Buffer(tensor) for tensor in (self.lstm_h, self.lstm_c, self.last_actions)]
 
     @property
     def is_recurrent(self) -> bool:
@@ -68,9 +68,9 @@ class RolloutState:
         if self.is_recurrent:
             assert state.lstm_h is not None
             assert state.lstm_c is not None
-            put(lstm_h, (slice(None), rows), state.lstm_h)
-            put(lstm_c, (slice(None), rows), state.lstm_c)
-        put(last_actions, rows, actions)
+            lstm_h.put((slice(None), rows), state.lstm_h)
+            lstm_c.put((slice(None), rows), state.lstm_c)
+        last_actions.put(rows, actions)
         self.is_new[rows] = False
 
     def state_dict(self) -> dict[str, Any]:

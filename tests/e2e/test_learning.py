@@ -53,7 +53,7 @@ def test_tmaze_is_not_solved_without_memory(tmp_path):
 
 def test_navigation_improves_in_small_rooms(tmp_path):
     rooms = ["--env", "mettagrid:navigation", "--env-overrides.terrain", "varied_terrain/balanced_small"]
-    epochs = train(tmp_path, *rooms, "--env-overrides.max-steps", "200", "--total-timesteps", "160000")
+    epochs = train(tmp_path, *rooms, "--env-overrides.max-steps", "200", "--total-timesteps", "160000", "--seed", "2")
 
     finished = [epoch["env_episode/return"] for epoch in epochs if "env_episode/return" in epoch]
-    assert np.mean(finished[-3:]) > 1.3 * np.mean(finished[:3]), "seeds 0 to 7: 1.48 to 1.98"
+    assert np.mean(finished[-3:]) > 1.5 * np.mean(finished[:3]), "seeds 0 to 7: 1.48 to 1.98, this one 1.83"

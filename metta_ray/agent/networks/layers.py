@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,19 +32,16 @@ def initialise(layer: nn.Linear | nn.Conv2d, gain: float) -> None:
 
 
 class LinearStack(nn.Sequential):
-    """Linear layers and activations, one after the other. Small ones take torch about as long to call as to compute, so
-    they are computed without the call, unless somebody has hooked one."""
+    """Linear layers and activations, one after the other. A small layer takes torch about as long to call as to
+    compute, so a plain one is computed without the call; one that is hooked or parametrised is called."""
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self._modules.values():
             assert layer is not None
-            weights = layer._parameters
-            if any(hooks_of(layer)):
-                x = layer(x)
-            elif weights:
-                x = F.linear(x, cast(Tensor, weights["weight"]), weights["bias"])
+            if type(layer) is nn.Linear and not any(hooks_of(layer)):
+                x = F.linear(x, layer.weight, layer.bias)
             else:
-                x = cast(Any, layer).forward(x)
+                x = layer(x)
         return x
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,11 +42,6 @@ class VectorMlp(nn.Module):
         vector = obs.flatten(1).float()
         features: Tensor = self.layers(vector if self.scale == 1.0 else vector * self.scale)
         return features
-
-
-def is_plain_mlp(network: nn.Module, spec: EnvSpec) -> bool:
-    """Whether it is nothing but linear layers over float32 observations."""
-    return isinstance(network, VectorMlp) and spec.obs_dtype == np.float32
 
 
 class TokenMlp(nn.Module):

@@ -46,6 +46,7 @@ def test_it_follows_the_weights_and_the_modules():
     network.first.weight += 1.0
     assert torch.equal(held.call(network, x, torch.bfloat16), copy.deepcopy(network).to(torch.bfloat16)(x))
     network.second.bias = nn.Parameter(torch.ones(3))
+    network.first.bias = nn.Parameter(torch.ones(3))  # it had none
     assert torch.equal(held.call(network, x, torch.bfloat16), copy.deepcopy(network).to(torch.bfloat16)(x))
 
 

@@ -128,15 +128,70 @@ def test_it_follows_the_weights(change: Callable[[MettaAgent], MettaAgent], nump
     assert not torch.equal(acted(changed)[1], before[1])
 
 
-def test_a_layer_that_numpy_lacks_takes_the_plain_way(numpy_calls: list[int]):
-    policy = mlp()
-    acted(policy)
-    numpy_calls.clear()
+def another_kind(policy: MettaAgent) -> None:
     policy.actor[0] = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4))
+
+
+def without_bias(policy: MettaAgent) -> None:
+    policy.actor[0] = nn.Linear(8, 4, bias=False)
+
+
+def parametrised(policy: MettaAgent) -> None:
+    nn.utils.parametrizations.spectral_norm(policy.actor[0])
+    nn.utils.parametrizations.spectral_norm(policy.network.layers[0])
+    policy.eval()
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :4] + super().forward(x)
+
+
+class Other(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 8)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.linear(obs).sin()
+
+
+def with_a_forward_of_its_own(policy: MettaAgent) -> None:
+    policy.actor = Residual(nn.Linear(8, 4))
+
+
+def another_network(policy: MettaAgent) -> None:
+    policy.network = Other()
+    policy.actor = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4))
+
+
+def activation_first(policy: MettaAgent) -> None:
+    policy.actor = nn.Sequential(nn.ReLU(), nn.Linear(8, 4))
+
+
+@pytest.mark.parametrize(
+    "change", [another_kind, without_bias, parametrised, with_a_forward_of_its_own, another_network, activation_first]
+)
+@pytest.mark.parametrize("settings", [{}, {"lstm_hidden_size": 8, "separate_critic": False}])
+def test_other_layers_take_the_plain_way(
+    change: Callable[[MettaAgent], None], settings: dict[str, Any], numpy_calls: list[int]
+):
+    policy = mlp(**settings)
+    acted(policy)
+    change(policy)
+    numpy_calls.clear()
 
     require_equal(policy)
 
     assert not numpy_calls
+
+
+def test_weights_that_are_elsewhere_are_refused_and_not_copied_once():
+    policy = mlp()
+    acted(policy)
+    policy.to("meta")
+    with pytest.raises((NotImplementedError, TypeError)):
+        acted(policy)
 
 
 def test_a_copy_leaves_the_original_alone():

@@ -89,9 +89,11 @@ def test_minibatch_totals_by_hand(on_host: bool):
     assert totals.approx_kl == pytest.approx((1 - math.log(2)) / 3, rel=1e-5)
 
 
-def test_nothing_that_counts_gives_finite_totals():
-    totals = minibatch_totals(np.ones((2, 2)), np.zeros((2, 2)), np.zeros((2, 2), bool))
-    assert np.isfinite([totals.mean, totals.std, totals.approx_kl]).all()
+@pytest.mark.parametrize("on_host", [True, False])
+def test_nothing_that_counts_gives_finite_totals(on_host: bool):
+    given = (torch.ones(2, 2), torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool))
+    totals = minibatch_totals(*(map(native, given) if on_host else given))
+    assert np.isfinite([float(one) for one in (totals.mean, totals.std, totals.approx_kl)]).all()
     assert totals.count_per_rank == 1
 
 
