@@ -72,23 +72,26 @@ def choose_formulation(
     there are many. cache: where answers are kept; None: the user's.
     """
     device = torch.device(device)
-    precisions = _precisions(autocast, device)
     gathers = _gathers(spec, config)
-    if len(precisions) == len(gathers) == 1:
-        return Formulation(precisions[0], gathers[0])
+    if autocast != "auto" and len(gathers) == 1:
+        return Formulation(autocast, gathers[0])
+    # What is asked, and nothing that has been measured: a machine under load must not be another machine.
     key = {
         "format": FORMAT,
         "spec": spec_json.to_json(spec),
         "config": config.model_dump(mode="json"),
-        "precisions": precisions,
+        "autocast": autocast,
         "gathers": gathers,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "segments": min(segments, MOST_SEGMENTS),
     }
-    candidates = [Formulation(precision, gather) for precision, gather in itertools.product(precisions, gathers)]
 
     def fastest() -> dict[str, Any]:
+        precisions = _precisions(autocast, device)
+        candidates = [Formulation(precision, gather) for precision, gather in itertools.product(precisions, gathers)]
+        if len(candidates) == 1:
+            return asdict(candidates[0])
         seconds = seconds_per_agent_step(spec, config, candidates, device, min(segments, MOST_SEGMENTS))
         gains = {"none": 1.0, "bf16": BF16_GAIN}
         return asdict(min(candidates, key=lambda one: seconds[one] * gains[one.autocast]))

@@ -38,6 +38,11 @@ NAVIGATION = [
     "1",
     "--trainer.checkpoint.checkpoint-interval",
     "100",
+    # Runs that start beside each other on a machine that has not measured yet could each find another way faster.
+    "--trainer.autocast",
+    "none",
+    "--agent.gather-conv",
+    "true",
 ]
 TIMING = ("share/", "epoch_seconds", "agent_steps_per_second")
 

@@ -64,14 +64,21 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
         sync_directory(path.parent)
 
 
-def atomic_write_bytes(path: Path | str, data: bytes) -> None:
-    """Replaces a file: readers and crashes see the old or the new content, never a part."""
+def atomic_write_bytes(path: Path | str, data: bytes, *, replace: bool = True) -> None:
+    """Writes a file: readers and crashes see the old or the new content, never a part.
+
+    Raises FileExistsError if it exists and is not to be replaced: of several writers one succeeds.
+    """
     path = Path(path)
     make_directories(path.parent)
     temporary = _temporary_beside(path)
     try:
         write_file(temporary, data)
-        rename(temporary, path)
+        if replace:
+            rename(temporary, path)
+        else:
+            link(temporary, path)
+            remove_file(temporary)
     except Exception:
         if temporary.exists():
             remove_file(temporary)
@@ -79,9 +86,9 @@ def atomic_write_bytes(path: Path | str, data: bytes) -> None:
     sync_directory(path.parent)
 
 
-def atomic_write_text(path: Path | str, text: str) -> None:
+def atomic_write_text(path: Path | str, text: str, *, replace: bool = True) -> None:
     """``atomic_write_bytes`` of UTF-8 text."""
-    atomic_write_bytes(path, text.encode())
+    atomic_write_bytes(path, text.encode(), replace=replace)
 
 
 def sha256_file(path: Path | str) -> str:
@@ -129,6 +136,12 @@ def sync_directory(path: Path) -> None:
 def rename(source: Path, target: Path) -> None:
     os.rename(source, target)
     _report("rename", target)
+
+
+def link(source: Path, target: Path) -> None:
+    """Gives a file a second name, where there is none of that name."""
+    os.link(source, target)
+    _report("link", target)
 
 
 def remove_file(path: Path) -> None:

@@ -6,6 +6,7 @@ usable cores and this version of torch. Whatever is wrong with a file only means
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -43,10 +44,15 @@ class MachineCache:
         if (kept := _read(path, question)) is not None:
             return kept["answer"]
         answer = measure()
-        # Whoever measured at the same time and was done first is right: all are to do the same afterwards.
-        if (kept := _read(path, question)) is not None:
-            return kept["answer"]
-        _write(path, {"question": question, "answer": answer})
+        text = json.dumps({"question": question, "answer": answer}, indent=1)
+        with contextlib.suppress(OSError):
+            try:
+                atomic_write_text(path, text, replace=False)
+            except FileExistsError:
+                # Whoever measured at the same time and was done first is right: all are to do the same afterwards.
+                if (kept := _read(path, question)) is not None:
+                    return kept["answer"]
+                atomic_write_text(path, text)  # damaged
         return answer
 
     def path(self, key: Mapping[str, Any]) -> Path:
@@ -95,11 +101,3 @@ def _read(path: Path, question: Json) -> Json:
     if not isinstance(kept, dict) or "answer" not in kept:
         return None
     return kept if kept.get("question") == json.loads(json.dumps(question)) else None
-
-
-def _write(path: Path, content: Json) -> None:
-    text = json.dumps(content, indent=1)  # outside: an answer that is no JSON is a mistake of the caller
-    try:
-        atomic_write_text(path, text)
-    except OSError:
-        return

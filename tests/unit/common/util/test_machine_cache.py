@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,27 @@ def test_many_processes_at_once_leave_whole_files(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0] * 4
     assert len(list(tmp_path.iterdir())) == 20
     assert all(json.loads(path.read_text())["answer"] for path in tmp_path.iterdir())
+
+
+def _ask_at_once(directory: Path, number: int, barrier: Any, answers: Any) -> None:
+    def measure() -> int:
+        barrier.wait()
+        return number
+
+    answers.put(MachineCache("rates", directory).get_or_measure({}, measure))
+
+
+def test_processes_that_are_done_at_the_same_moment_all_get_one_answer(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for attempt in range(20):
+        barrier, answers = context.Barrier(4), context.Queue()
+        arguments = [(tmp_path / str(attempt), number, barrier, answers) for number in range(4)]
+        processes = [context.Process(target=_ask_at_once, args=one) for one in arguments]
+        for process in processes:
+            process.start()
+        assert len({answers.get(timeout=30) for _ in processes}) == 1
+        for process in processes:
+            process.join()
 
 
 def test_directory_is_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
