@@ -39,7 +39,7 @@ MAX_GATHER_POSITIONS = 36
 # Other machines may be slow in bfloat16 (those that emulate it two hundred times), so it must be worth it.
 BF16_GAIN = 1.1
 GIVE_UP_FACTOR = 3.0
-FORMAT = 3
+FORMAT = 4
 """Of the question: to be raised whenever one of the ways has become faster."""
 _PRECISIONS = (torch.float32, torch.bfloat16)
 

@@ -12,8 +12,8 @@ A fused LSTM knows no resets. So one of these ways is taken, all to the same end
 * Bites, on a card, to which one step is too little work: pieces are cut out, each is eaten in bites whose sizes are
   powers of two (its length in binary), and all bites of one size run as one batch: at most log2(T) + 1 fused calls.
 
-One step without gradients, as a policy acts, is one matrix product and the gates, which for few rows is cheaper than
-the fused LSTM.
+One step without gradients, as a policy acts, is one call of oneDNN's LSTM with weights that were prepared once; where
+there is none, one matrix product and the gates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metta_ray.agent.derived import Derived
-from metta_ray.agent.precision import compute_dtype, in_float32
+from metta_ray.agent.precision import compute_dtype, in_float32, is_onednn_used
 from metta_ray.agent.unrolled_lstm import unrolled_lstm
 
 # On a card: slices and bites take as long where resets happen at 8 to 16 steps.
@@ -41,6 +41,7 @@ SHUT = -1000.0
 # oneDNN in bfloat16: with a number of inputs that is odd a whole pass takes two to three times as long, with one that
 # is no multiple of 32 the backward pass a sixth longer.
 LOW_PRECISION_INPUTS = 32
+_LSTM = 2  # among oneDNN's kinds of recurrent layers, as torch counts them
 
 
 class _Gates(NamedTuple):
@@ -57,6 +58,11 @@ def _gates(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.
     return _Gates(weight.to(dtype), (b_ih + b_hh).to(dtype), zeros)
 
 
+def _for_onednn(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    zeros = 0 if dtype == torch.float32 else -w_ih.shape[1] % LOW_PRECISION_INPUTS
+    return [F.pad(w_ih, (0, zeros)).to(dtype), w_hh.to(dtype), b_ih.to(dtype), b_hh.to(dtype)]
+
+
 class SequenceLSTM(nn.Module):
     """See the module's text. Weights are orthogonal; biases 0 except the forget gate's, 1 in sum.
 
@@ -71,6 +77,7 @@ class SequenceLSTM(nn.Module):
         self.num_layers = num_layers
         self.rnn = nn.LSTM(input_size, hidden_size, num_layers)
         self._step_gates = [Derived(_gates) for _ in range(num_layers)]
+        self._onednn_weights = [Derived(_for_onednn) for _ in range(num_layers)]
         if orthogonal:
             self._initialise()
 
@@ -102,7 +109,8 @@ class SequenceLSTM(nn.Module):
             if not is_one_step:
                 starts = [step + 1 for step in resets_BT[:, 1:].any(dim=0).nonzero().squeeze(1).tolist()]
         if is_one_step and not torch.is_grad_enabled():
-            y_BH, h, c = self._step(x_BTF[:, 0], h_LBH, c_LBH)
+            step = self._onednn_step if is_onednn_used(x_BTF) else self._step
+            y_BH, h, c = step(x_BTF[:, 0], h_LBH, c_LBH)
             return y_BH.unsqueeze(1), h, c
         return self._run_segments(x_BTF, h_LBH, c_LBH, resets_BT, starts)
 
@@ -123,6 +131,24 @@ class SequenceLSTM(nn.Module):
                 cell.addcmul_(input_and_forget[:, :H], candidate.tanh_())
                 layer_input = torch.mul(output.sigmoid_(), cell.tanh(), out=next_h[layer])
         return next_h[-1], next_h, next_c
+
+    def _onednn_step(self, x_BF: Tensor, h_LBH: Tensor, c_LBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``_step``. ``torch.lstm`` makes the same call, but would round the cell to the type of the inputs."""
+        dtype = compute_dtype(x_BF)
+        next_h, next_c = [], []
+        with in_float32(x_BF.device):
+            y_1BH = x_BF[None]
+            for layer, weights in enumerate(self.rnn.all_weights):
+                held = self._onednn_weights[layer](*weights, dtype=dtype)
+                inputs = F.pad(y_1BH.to(dtype), (0, held[0].shape[1] - y_1BH.shape[2]))
+                h, c = h_LBH[layer : layer + 1].to(dtype), c_LBH[layer : layer + 1]
+                y_1BH, _, c, _ = torch.ops.aten.mkldnn_rnn_layer(
+                    inputs, *held, h, c, False, [], _LSTM, self.hidden_size, 1, True, False, False, False
+                )
+                y_1BH = y_1BH.float()
+                next_h.append(y_1BH)
+                next_c.append(c)
+        return y_1BH[0], torch.cat(next_h), torch.cat(next_c)
 
     def _run_segments(
         self, x_BTF: Tensor, h_LBH: Tensor, c_LBH: Tensor, resets_BT: Tensor | None, starts: list[int]

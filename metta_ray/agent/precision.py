@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,3 +19,18 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 def in_float32(device: torch.device) -> AbstractContextManager[Any]:
     """Switches autocast off; costs nothing where it is off."""
     return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+
+
+def is_onednn_used(x: Tensor) -> bool:
+    """Whether torch, and not a compiler or a device, computes with these inputs, and asks oneDNN to."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return compute_dtype(x) in _onednn_dtypes()
+
+
+@cache
+def _onednn_dtypes() -> tuple[torch.dtype, ...]:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return ()
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metta_ray.agent.agent_config import AgentConfig
 from metta_ray.agent.derived import Derived
 from metta_ray.agent.networks.conv_table import ConvGeometry, ConvTable
+from metta_ray.agent.networks.fused_relu import conv2d_relu
 from metta_ray.agent.networks.layers import ACTIVATIONS, HIDDEN_GAIN, initialise, linear_stack
 from metta_ray.agent.networks.registry import register_network
 from metta_ray.agent.precision import compute_dtype
@@ -88,25 +89,30 @@ class ConvStack(nn.Module):
         self.feature_size = config.hidden_sizes[-1] if config.hidden_sizes else self.flat_size
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.after_first(self.convolve(0, image))
+        return self.after_first(self.convolved(0, image))
 
     def after_first(self, image: Tensor) -> Tensor:
-        """The rest, from the first convolution's output (before its activation)."""
-        image = self.activation(image)
+        """The rest, from the first convolution's output."""
         for layer in range(1, len(self.convs)):
-            image = self.activation(self.convolve(layer, image))
+            image = self.convolved(layer, image)
         # Flattened channels last, which is how the box and every map lie in memory: a view, not a copy.
         features: Tensor = self.linear(image.permute(0, 2, 3, 1).flatten(1))
         return features
 
-    def convolve(self, layer: int, image: Tensor) -> Tensor:
+    def convolved(self, layer: int, image: Tensor) -> Tensor:
+        """A convolution's output, with the activation after it."""
         left, right, top, bottom = self.paddings[layer]
         conv = self.convs[layer]
         assert isinstance(conv, nn.Conv2d)
-        if left == right and top == bottom:
-            return nn.functional.conv2d(image, conv.weight, conv.bias, conv.stride, (top, left))
-        padded: Tensor = conv(nn.functional.pad(image, self.paddings[layer]))
-        return padded
+        if left != right or top != bottom:
+            image = nn.functional.pad(image, self.paddings[layer])
+            top = left = 0
+        stride = (conv.stride[0], conv.stride[1])
+        if isinstance(self.activation, nn.ReLU):
+            assert conv.bias is not None
+            return conv2d_relu(image, conv.weight, conv.bias, stride, (top, left))
+        activated: Tensor = self.activation(nn.functional.conv2d(image, conv.weight, conv.bias, stride, (top, left)))
+        return activated
 
 
 class ImageCnn(nn.Module):
@@ -161,7 +167,7 @@ class TokenCnn(nn.Module):
         return torch.cat([features, box.scalars.to(features.dtype)], dim=1)
 
     def dense_first(self, box: SparseBox) -> Tensor:
-        return self.stack.convolve(0, self.tokens.dense_box(box, compute_dtype(box.value)))
+        return self.stack.convolved(0, self.tokens.dense_box(box, compute_dtype(box.value)))
 
     def gathered_first(self, box: SparseBox) -> Tensor:
         """The same numbers without a dense box: ``(N, O, rows, columns)``."""
@@ -174,5 +180,7 @@ class TokenCnn(nn.Module):
             flat = self._table.convolved(conv.weight, box, dtype)
         else:
             flat = bag(self._acting_table(conv.weight, dtype=dtype), box)
-        image = flat.view(-1, rows, columns, conv.out_channels) + conv.bias.to(flat.dtype)
-        return image.permute(0, 3, 1, 2)
+        image = flat.view(-1, rows, columns, conv.out_channels)
+        image += conv.bias.to(flat.dtype)
+        activated: Tensor = self.stack.activation(image)
+        return activated.permute(0, 3, 1, 2)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metta_ray.agent.agent_config import Activation
+from metta_ray.agent.networks.fused_relu import linear_relu
 from metta_ray.agent.token_encoder import SparseBox, sum_of_rows
 
+M = TypeVar("M", bound=nn.Module)
 HIDDEN_GAIN = math.sqrt(2)
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": partial(nn.ReLU, inplace=True),  # its gradient needs the output alone; saves passes over wide maps
@@ -36,13 +39,22 @@ class LinearStack(nn.Sequential):
     compute, so a plain one is computed without the call; one that is hooked or parametrised is called."""
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self._modules.values():
+        is_computed = False
+        for layer, following in pairwise([*self._modules.values(), None]):
             assert layer is not None
-            if type(layer) is nn.Linear and not any(hooks_of(layer)):
-                x = F.linear(x, layer.weight, layer.bias)
-            else:
+            if is_computed:  # together with the one before
+                is_computed = False
+            elif not _is_plain(layer, nn.Linear):
                 x = layer(x)
+            elif is_computed := _is_plain(following, nn.ReLU):
+                x = linear_relu(x, layer.weight, layer.bias)
+            else:
+                x = F.linear(x, layer.weight, layer.bias)
         return x
+
+
+def _is_plain(layer: nn.Module | None, kind: type[M]) -> TypeGuard[M]:
+    return type(layer) is kind and not any(hooks_of(layer))
 
 
 def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:

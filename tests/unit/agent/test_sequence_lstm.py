@@ -65,6 +65,25 @@ def test_every_way_gives_the_outputs_and_gradients_of_single_steps(way, layers):
         torch.testing.assert_close(whole, single, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("is_low", [False, True])
+@pytest.mark.parametrize(("inputs", "layers"), [(17, 1), (64, 2)])
+def test_a_step_through_onednn_is_the_plain_step(is_low, inputs, layers, monkeypatch):
+    """In bfloat16 too the cell keeps its precision from step to step."""
+    torch.manual_seed(0)
+    lstm = SequenceLSTM(inputs, 32, layers)
+    lstm.rnn.bias_hh_l0.data[32:64] = 5.0  # forgets little
+    x, resets = torch.randn(24, 200, inputs), torch.rand(24, 200) < 0.01
+    found = []
+    for has_onednn in (True, False):
+        monkeypatch.setattr("metta_ray.agent.lstm.is_onednn_used", lambda _, answer=has_onednn: answer)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_low):
+            found.append(step_by_step(lstm, x, *torch.zeros(2, layers, 24, 32), resets))
+
+    for onednn, plain in zip(*found, strict=True):
+        assert onednn.dtype == plain.dtype == torch.float32
+        assert (onednn - plain).norm() < (0.02 if is_low else 5e-6) * plain.norm()
+
+
 def test_gradients_of_the_state_that_was_given_are_those_of_torchs_lstm():
     torch.manual_seed(0)
     lstm, x = torch.nn.LSTM(3, 5), torch.randn(6, 9, 3)
