@@ -58,9 +58,19 @@ def _gates(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.
     return _Gates(weight.to(dtype), (b_ih + b_hh).to(dtype), zeros)
 
 
-def _for_onednn(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype) -> list[Tensor]:
+class _OneDnnLayer(NamedTuple):
+    """One layer as oneDNN has it: weights in its own layout, which it would else put them into at each step. weights:
+    w_ih ``(4·H, F + Z)``, w_hh, b_ih, b_hh. zeros: Z."""
+
+    weights: list[Tensor]
+    zeros: int
+
+
+def _onednn_layer(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype) -> _OneDnnLayer:
     zeros = 0 if dtype == torch.float32 else -w_ih.shape[1] % LOW_PRECISION_INPUTS
-    return [F.pad(w_ih, (0, zeros)).to(dtype), w_hh.to(dtype), b_ih.to(dtype), b_hh.to(dtype)]
+    matrices = F.pad(w_ih, (0, zeros)).to(dtype), w_hh.to(dtype)
+    laid_out = torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(*matrices, w_hh.shape[1], False, True, False)
+    return _OneDnnLayer([*laid_out, b_ih.to(dtype), b_hh.to(dtype)], zeros)
 
 
 class SequenceLSTM(nn.Module):
@@ -77,7 +87,7 @@ class SequenceLSTM(nn.Module):
         self.num_layers = num_layers
         self.rnn = nn.LSTM(input_size, hidden_size, num_layers)
         self._step_gates = [Derived(_gates) for _ in range(num_layers)]
-        self._onednn_weights = [Derived(_for_onednn) for _ in range(num_layers)]
+        self._onednn_layers = [Derived(_onednn_layer) for _ in range(num_layers)]
         if orthogonal:
             self._initialise()
 
@@ -139,11 +149,11 @@ class SequenceLSTM(nn.Module):
         with in_float32(x_BF.device):
             y_1BH = x_BF[None]
             for layer, weights in enumerate(self.rnn.all_weights):
-                held = self._onednn_weights[layer](*weights, dtype=dtype)
-                inputs = F.pad(y_1BH.to(dtype), (0, held[0].shape[1] - y_1BH.shape[2]))
+                held = self._onednn_layers[layer](*weights, dtype=dtype)
+                inputs = F.pad(y_1BH.to(dtype), (0, held.zeros))
                 h, c = h_LBH[layer : layer + 1].to(dtype), c_LBH[layer : layer + 1]
                 y_1BH, _, c, _ = torch.ops.aten.mkldnn_rnn_layer(
-                    inputs, *held, h, c, False, [], _LSTM, self.hidden_size, 1, True, False, False, False
+                    inputs, *held.weights, h, c, False, [], _LSTM, self.hidden_size, 1, True, False, False, False
                 )
                 y_1BH = y_1BH.float()
                 next_h.append(y_1BH)

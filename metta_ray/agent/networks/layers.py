@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metta_ray.agent.agent_config import Activation
-from metta_ray.agent.networks.fused_relu import linear_relu
+from metta_ray.agent.networks.fused_relu import LinearRelu
 from metta_ray.agent.token_encoder import SparseBox, sum_of_rows
 
 M = TypeVar("M", bound=nn.Module)
@@ -38,16 +39,20 @@ class LinearStack(nn.Sequential):
     """Linear layers and activations, one after the other. A small layer takes torch about as long to call as to
     compute, so a plain one is computed without the call; one that is hooked or parametrised is called."""
 
+    def __init__(self, *layers: Any) -> None:
+        super().__init__(*layers)
+        self._fused = defaultdict[str, LinearRelu](LinearRelu)
+
     def forward(self, x: Tensor) -> Tensor:
         is_computed = False
-        for layer, following in pairwise([*self._modules.values(), None]):
+        for (name, layer), (_, following) in pairwise([*self._modules.items(), ("", None)]):
             assert layer is not None
             if is_computed:  # together with the one before
                 is_computed = False
             elif not _is_plain(layer, nn.Linear):
                 x = layer(x)
             elif is_computed := _is_plain(following, nn.ReLU):
-                x = linear_relu(x, layer.weight, layer.bias)
+                x = self._fused[name](x, layer.weight, layer.bias)
             else:
                 x = F.linear(x, layer.weight, layer.bias)
         return x

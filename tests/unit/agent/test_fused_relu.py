@@ -1,5 +1,6 @@
 """A layer and its ReLU in one kernel: what comes out, and the gradient, are those of one after the other."""
 
+import copy
 import itertools
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metta_ray.agent.networks.fused_relu import conv2d_relu, linear_relu
+from metta_ray.agent.networks.fused_relu import LinearRelu, conv2d_relu
 from metta_ray.agent.networks.layers import LinearStack
 from metta_ray.agent.precision import is_onednn_used
 
@@ -58,10 +59,21 @@ def test_linear_layer_while_acting_and_while_learning(is_low, has_bias):
         learning = stack(x)
         with torch.no_grad():
             acting = stack(x)
-            assert (linear_relu(x, stack[0].weight, stack[0].bias) == 0).any()
+            assert (LinearRelu()(x, stack[0].weight, stack[0].bias) == 0).any()
     assert acting.dtype == expected.dtype
     torch.testing.assert_close(learning, expected, atol=0, rtol=0)
     torch.testing.assert_close(acting, expected, atol=1e-2 if is_low else 1e-6, rtol=0)
+
+
+def test_acting_follows_weights_that_are_written_to_and_copies():
+    stack, x = LinearStack(nn.Linear(8, 8), nn.ReLU()), torch.rand(3, 8)
+    with torch.no_grad(), in_precision(True):
+        before = stack(x)
+        copied = copy.deepcopy(stack)
+        stack[0].weight.mul_(2.0)
+        stack[0].bias.mul_(2.0)
+        torch.testing.assert_close(stack(x), 2 * before)
+        torch.testing.assert_close(copied(x), before)
 
 
 @pytest.mark.parametrize("index", [0, 1])
