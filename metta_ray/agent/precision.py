@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -22,7 +23,7 @@ def in_float32(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def is_onednn_used(x: Tensor) -> bool:
-    """Whether torch, and not a compiler or a device, computes with these inputs, and asks oneDNN to."""
+    """Whether oneDNN computes with these inputs: on the host, in a precision that it has, outside a compiled graph."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return compute_dtype(x) in _onednn_dtypes()
@@ -30,7 +31,9 @@ def is_onednn_used(x: Tensor) -> bool:
 
 @cache
 def _onednn_dtypes() -> tuple[torch.dtype, ...]:
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    # On other processors torch may call another library by this name, which has not all of these kernels.
+    is_its_own = platform.machine().lower() in ("x86_64", "amd64")
+    if not is_its_own or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return ()
     has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)

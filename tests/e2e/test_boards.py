@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -200,15 +200,16 @@ def test_every_query_of_every_panel_has_data(watched: Watched) -> None:
 
 
 def test_every_number_that_rules_record_has_data(watched: Watched) -> None:
-    empty, rows = [], []
-    for rule in recorded():
-        result = watched.prometheus.now(rule["record"])
-        rows.append(f"{rule['record']:<42} {shown(result)}")
-        if not result:
-            empty.append(rule["record"])
+    results: dict[str, list[dict[str, Any]]] = {}
 
-    print("\n" + "\n".join(rows))
-    assert empty == []
+    def all_have_data() -> bool:
+        results.update({rule["record"]: watched.prometheus.now(rule["record"]) for rule in recorded()})
+        return all(results.values())
+
+    with suppress(AssertionError):  # Prometheus computes them in turns, after it has seen what they are made of
+        wait_until(all_have_data, 30.0, every_s=0.5)
+    print("\n" + "\n".join(f"{name:<42} {shown(result)}" for name, result in results.items()))
+    assert [name for name, result in results.items() if not result] == []
 
 
 def test_no_alert_fires_for_one_crash_and_one_scale_up(watched: Watched) -> None:
