@@ -22,6 +22,7 @@ class Derived(Generic[T]):
     def __init__(self, compute: Callable[..., T]) -> None:
         self._compute = compute
         self._key: tuple[Any, ...] = ()
+        self._weights: tuple[Tensor, ...] = ()
         self._value: T | None = None
 
     def __call__(self, *weights: Tensor, dtype: torch.dtype) -> T:
@@ -36,6 +37,7 @@ class Derived(Generic[T]):
             # A tensor made in inference mode could not itself be weights that something else follows from.
             with torch.inference_mode(False), torch.no_grad():
                 self._key, self._value = key, self._compute(*weights, dtype=dtype)
+            self._weights = weights  # while they are kept, no others can come to lie at their addresses
         return self._value
 
     def __reduce__(self) -> tuple[Any, ...]:

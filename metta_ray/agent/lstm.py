@@ -44,18 +44,9 @@ LOW_PRECISION_INPUTS = 32
 _LSTM = 2  # among oneDNN's kinds of recurrent layers, as torch counts them
 
 
-class _Gates(NamedTuple):
-    """One layer as one product: ``gates = [x, h, zeros] @ weight.T + bias``; weight ``(4·H, F + H + Z)``."""
-
-    weight: Tensor
-    bias: Tensor
-    zeros: int
-
-
-def _gates(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype) -> _Gates:
-    zeros = 0 if dtype == torch.float32 else -(w_ih.shape[1] + w_hh.shape[1]) % LOW_PRECISION_INPUTS
-    weight = F.pad(torch.cat([w_ih, w_hh], dim=1), (0, zeros))
-    return _Gates(weight.to(dtype), (b_ih + b_hh).to(dtype), zeros)
+def _gates(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """One layer as one product: weight ``(4·H, F + H)`` and bias of ``gates = [x, h] @ weight.T + bias``."""
+    return torch.cat([w_ih, w_hh], dim=1).to(dtype), (b_ih + b_hh).to(dtype)
 
 
 class _OneDnnLayer(NamedTuple):
@@ -132,9 +123,8 @@ class SequenceLSTM(nn.Module):
         with in_float32(x_BF.device):
             layer_input = x_BF
             for layer, weights in enumerate(self.rnn.all_weights):
-                weight, bias, zeros = self._step_gates[layer](*weights, dtype=dtype)
-                inputs = [layer_input.to(dtype), h_LBH[layer].to(dtype), bias.new_zeros(len(x_BF), zeros)]
-                gates = F.linear(torch.cat(inputs, dim=1), weight, bias).float()
+                inputs = torch.cat([layer_input.to(dtype), h_LBH[layer].to(dtype)], dim=1)
+                gates = F.linear(inputs, *self._step_gates[layer](*weights, dtype=dtype)).float()
                 input_and_forget, candidate, output = torch.split(gates, [2 * H, H, H], dim=1)
                 input_and_forget.sigmoid_()
                 cell = torch.mul(input_and_forget[:, H:], c_LBH[layer], out=next_c[layer])

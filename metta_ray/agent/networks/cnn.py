@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metta_ray.agent.agent_config import AgentConfig
 from metta_ray.agent.derived import Derived
 from metta_ray.agent.networks.conv_table import ConvGeometry, ConvTable
 from metta_ray.agent.networks.fused_relu import conv2d_relu
-from metta_ray.agent.networks.layers import ACTIVATIONS, HIDDEN_GAIN, initialise, linear_stack
+from metta_ray.agent.networks.layers import ACTIVATIONS, HIDDEN_GAIN, initialise, is_plain, linear_stack
 from metta_ray.agent.networks.registry import register_network
 from metta_ray.agent.precision import compute_dtype
 from metta_ray.agent.token_encoder import SparseBox, TokenEncoder, bag
@@ -101,17 +102,17 @@ class ConvStack(nn.Module):
 
     def convolved(self, layer: int, image: Tensor) -> Tensor:
         """A convolution's output, with the activation after it."""
-        left, right, top, bottom = self.paddings[layer]
-        conv = self.convs[layer]
-        assert isinstance(conv, nn.Conv2d)
-        if left != right or top != bottom:
-            image = nn.functional.pad(image, self.paddings[layer])
-            top = left = 0
-        stride = (conv.stride[0], conv.stride[1])
-        if isinstance(self.activation, nn.ReLU):
-            assert conv.bias is not None
-            return conv2d_relu(image, conv.weight, conv.bias, stride, (top, left))
-        activated: Tensor = self.activation(nn.functional.conv2d(image, conv.weight, conv.bias, stride, (top, left)))
+        conv, padding = self.convs[layer], self.paddings[layer]
+        activated: Tensor
+        if not is_plain(conv, nn.Conv2d) or conv.bias is None:
+            activated = self.activation(conv(F.pad(image, padding)))
+            return activated
+        left, right, top, bottom = padding
+        if (left, top) != (right, bottom):
+            image, left, top = F.pad(image, padding), 0, 0
+        if is_plain(self.activation, nn.ReLU):
+            return conv2d_relu(image, conv.weight, conv.bias, conv.stride, (top, left))
+        activated = self.activation(F.conv2d(image, conv.weight, conv.bias, conv.stride, (top, left)))
         return activated
 
 

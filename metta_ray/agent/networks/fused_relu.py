@@ -36,7 +36,7 @@ def _laid_out(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return laid_out
 
 
-def conv2d_relu(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+def conv2d_relu(x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
     """``relu(conv2d(x))``; differentiable once."""
     if not is_onednn_used(x):
         return F.relu_(F.conv2d(x, weight, bias, stride, padding))
@@ -51,8 +51,8 @@ class _Conv2dRelu(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
         dtype: torch.dtype,
     ) -> Tensor:
         ctx.dtypes = x.dtype, weight.dtype, bias.dtype

@@ -49,16 +49,17 @@ class LinearStack(nn.Sequential):
             assert layer is not None
             if is_computed:  # together with the one before
                 is_computed = False
-            elif not _is_plain(layer, nn.Linear):
+            elif not is_plain(layer, nn.Linear):
                 x = layer(x)
-            elif is_computed := _is_plain(following, nn.ReLU):
+            elif is_computed := is_plain(following, nn.ReLU):
                 x = self._fused[name](x, layer.weight, layer.bias)
             else:
                 x = F.linear(x, layer.weight, layer.bias)
         return x
 
 
-def _is_plain(layer: nn.Module | None, kind: type[M]) -> TypeGuard[M]:
+def is_plain(layer: nn.Module | None, kind: type[M]) -> TypeGuard[M]:
+    """Whether the layer is of this very kind and would do nothing else if it were called."""
     return type(layer) is kind and not any(hooks_of(layer))
 
 

@@ -48,11 +48,11 @@ class MachineCache:
         with contextlib.suppress(OSError):
             try:
                 atomic_write_text(path, text, replace=False)
-            except FileExistsError:
+            except OSError:
                 # Whoever measured at the same time and was done first is right: all are to do the same afterwards.
                 if (kept := _read(path, question)) is not None:
                     return kept["answer"]
-                atomic_write_text(path, text)  # damaged
+                atomic_write_text(path, text)  # over a damaged one, or where the file system knows no links
         return answer
 
     def path(self, key: Mapping[str, Any]) -> Path:

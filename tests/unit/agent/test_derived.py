@@ -98,3 +98,13 @@ def test_what_is_kept_in_inference_mode_can_be_weights_again():
     with torch.inference_mode():
         fourfold = second(first(weight, dtype=torch.float32), dtype=torch.float32)
     assert fourfold.tolist() == [4.0, 4.0]
+
+
+def test_another_weight_at_the_address_of_one_that_is_gone_is_another():
+    """What was cast once per version is itself a weight here, and its memory is used again."""
+    kept = Derived(doubled)
+    with torch.no_grad():
+        for number in range(50):
+            weight = torch.full((64, 64), float(number))
+            assert (kept(weight, dtype=torch.float32) == 2 * number).all()
+            del weight

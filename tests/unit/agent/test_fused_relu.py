@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from metta_ray.agent.agent_config import AgentConfig
+from metta_ray.agent.networks.cnn import ConvStack
 from metta_ray.agent.networks.fused_relu import LinearRelu, conv2d_relu
 from metta_ray.agent.networks.layers import LinearStack
 from metta_ray.agent.precision import is_onednn_used
@@ -91,3 +93,20 @@ def test_where_there_is_no_onednn_it_is_computed_apart(monkeypatch):
     assert not is_onednn_used(image)
     expected = F.relu(F.conv2d(image, weight, bias, (1, 1), (1, 1)))
     torch.testing.assert_close(conv2d_relu(image, weight, bias, (1, 1), (1, 1)), expected)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("part", ["convs.0", "convs.1", "activation"])
+def test_a_convolution_or_activation_that_is_hooked_is_called(part, padding):
+    config = AgentConfig(
+        architecture="default",
+        conv_channels=(4, 4),
+        conv_kernels=(3, 2),
+        conv_strides=(1, 1),
+        conv_paddings=(padding, 0),
+    )
+    stack, image, seen = ConvStack(3, 6, 7, config), torch.rand(2, 3, 6, 7), []
+    expected = stack(image)
+    stack.get_submodule(part).register_forward_hook(lambda *_: seen.append(part))
+    torch.testing.assert_close(stack(image), expected)
+    assert part in seen

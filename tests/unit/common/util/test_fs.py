@@ -199,3 +199,22 @@ def test_a_forked_child_does_not_keep_its_parents_lock(tmp_path: Path):
 def test_sha256_of_a_file(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"abc")
     assert fs.sha256_file(tmp_path / "file").startswith("ba7816bf8f01cfea")
+
+
+def test_a_file_that_is_not_to_be_replaced_is_whole_or_absent_and_then_stays(tmp_path: Path):
+    path = tmp_path / "answer"
+
+    def check(finished: bool) -> None:
+        assert path.read_text() == "first" if path.exists() else not finished
+        path.unlink(missing_ok=True)
+
+    every_crash_point(lambda: fs.atomic_write_text(path, "first", replace=False), check)
+
+    fs.io_hook = None
+    fs.atomic_write_text(path, "first", replace=False)
+    fs.remove_stale_temporaries(tmp_path)
+    names = sorted(entry.name for entry in tmp_path.iterdir())
+    with pytest.raises(FileExistsError):
+        fs.atomic_write_text(path, "second", replace=False)
+    assert path.read_text() == "first"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == names

@@ -120,3 +120,13 @@ def test_of_two_who_measure_at_once_the_first_who_is_done_is_right(tmp_path: Pat
 
     assert cache.get_or_measure({}, slow) == 1
     assert cache.get_or_measure({}, Counting(3)) == 1
+
+
+def test_answers_are_kept_where_the_file_system_knows_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr("os.link", refused)
+    cache = MachineCache("rates", tmp_path)
+    assert [cache.get_or_measure({}, Counting(n)) for n in (1, 2)] == [1, 1]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
